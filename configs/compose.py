@@ -1,0 +1,103 @@
+"""Hydra composes a configuration; OmegaConf turns it into the schema's dataclasses. Used by entry points only.
+
+Importing this module does not import hydra: workers that read a resolved file never need it.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
+
+
+def register() -> None:
+    """Makes the schema known to Hydra as the base of config.yaml."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: list[str]) -> Config:
+    """The configuration of a command line. Raises UserError in one line naming the key."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+
+    register()
+    try:
+        with initialize_config_module("farside.configs", version_base="1.3"):
+            return to_config(hydra_compose("config", overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Resolved dataclasses from Hydra's mapping."""
+    composed = OmegaConf.create({key: value for key, value in _items(composed) if key != "hydra"}, flags={"allow_objects": True})
+    merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+    return cast(Config, OmegaConf.to_object(merged))
+
+
+def _items(composed: DictConfig) -> list[tuple[str, Any]]:
+    return [(str(key), composed._get_node(key)) for key in composed]
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def to_json(config: Config) -> str:
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return json.dumps(container)
+
+
+def from_yaml(text: str) -> Config:
+    return to_config(cast(DictConfig, OmegaConf.create(text)))
+
+
+def load(path: Path) -> Config:
+    """A resolved config.yaml. Raises UserError if it is missing or does not fit the schema."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration; give the run directory of an earlier command")
+    try:
+        return from_yaml(path.read_text())
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {explain(error)}") from error
+
+
+def keys(node: Any = None, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted."""
+    container = OmegaConf.to_container(OmegaConf.structured(Config)) if node is None else node
+    found: list[str] = []
+    for key, value in container.items():
+        found.append(prefix + str(key))
+        if isinstance(value, dict):
+            found += keys(value, f"{prefix}{key}.")
+    return found
+
+
+def explain(error: Exception) -> str:
+    """One line for a composition error: the key, what is wrong, the fix."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and isinstance(cause.__cause__, OmegaConfBaseException):
+        cause = cause.__cause__
+    text = " ".join(str(cause).split())
+    full_key = getattr(cause, "full_key", None) or ""
+    if not full_key and (match := re.search(r"Could not override '([^']+)'", str(error))):
+        full_key = match[1]
+    if re.search(r"is not in struct|not in '|Could not override|Key '.*' not in", text + str(error)) and full_key:
+        if full_key not in keys():
+            siblings = [key for key in keys() if key.count(".") == full_key.count(".")]
+            close = difflib.get_close_matches(full_key, siblings, n=1, cutoff=0.7)
+            hint = f"did you mean {close[0]}?" if close else "`farside train --cfg job` prints every key"
+            return f"{full_key}: no such key; {hint}"
+    if match := re.search(r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config search path", text):
+        return f"{match[1].replace('/', '=', 1)}: no such option; there are: {match[2]}"
+    first = re.split(r" full_key:| object_type=", text)[0]
+    return f"{full_key}: {first}" if full_key else first

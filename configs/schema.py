@@ -1,0 +1,335 @@
+"""Every configuration key of farside with its default and meaning. Imports neither torch nor hydra.
+
+A default lives here and nowhere else; YAML files hold differences only. ``None`` in a stage means: as in
+the section the comment names.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Dtype(Enum):
+    float64 = "float64"
+    float32 = "float32"
+
+
+class ScheduleKind(Enum):
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+class SourceKind(Enum):
+    text = "text"
+    python_stdlib = "python_stdlib"
+
+
+class OptimKind(Enum):
+    adamw = "adamw"
+    muon = "muon"
+
+
+class WandbMode(Enum):
+    off = "off"
+    offline = "offline"
+    online = "online"
+
+
+@dataclass
+class RunConfig:
+    name: str = "run"
+    """Names the run in its folder, the report and W&B."""
+    dir: str = "runs/${run.name}"
+    """Run directory. The same directory again resumes the run."""
+
+
+@dataclass
+class ModelConfig:
+    """A Llama/Qwen3-family decoder. Names follow Hugging Face's."""
+
+    vocab_size: int = 2048
+    """Rows of the embedding; at least the tokenizer's vocabulary."""
+    hidden_size: int = 128
+    intermediate_size: int = 352
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    """Must divide num_attention_heads."""
+    head_dim: int = 32
+    """Free: need not be hidden_size / num_attention_heads."""
+    qk_norm: bool = False
+    """RMSNorm over head_dim on queries and keys before RoPE, as Qwen3 has it."""
+    tie_word_embeddings: bool = True
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    """RoPE base of a stage that names none."""
+    initializer_range: float = 0.02
+    """Standard deviation of the embedding, the head and every matrix; residual outputs are divided by sqrt(2 layers)."""
+
+
+@dataclass
+class ParallelConfig:
+    """Degrees of parallelism; their product is the number of ranks."""
+
+    dp_replicate: int = 1
+    """Replicas of the whole (possibly sharded) model."""
+    dp_shard: int = 1
+    """Ranks that parameters, gradients and optimizer state are sharded over (FSDP2)."""
+
+
+@dataclass
+class SourceConfig:
+    kind: SourceKind = SourceKind.text
+    path: str = ""
+    """Folder with train.txt, validation.txt and haystack.txt (documents parted by a form feed line); relative to the working directory, then to the installed farside. Unused for python_stdlib."""
+    language: str = "en"
+    """Picks sentence boundaries and needle wording: en, zh or code."""
+    max_bytes: int = 2_000_000
+    """python_stdlib: how much source code to take."""
+
+
+@dataclass
+class TokenizerConfig:
+    vocab_size: int = 2048
+    """Size of the byte-level BPE trained on the training split of all sources."""
+    needle_texts: int = 5000
+    """Training needles per language added to that text, so that their words are single tokens."""
+
+
+@dataclass
+class NeedleConfig:
+    """Needle documents for training: real text, needles at sentence boundaries, questions at the end."""
+
+    needles: int = 4
+    """Needles (and questions) in one document at most; short documents hold fewer."""
+    tokens_per_needle: int = 24
+    """A document holds at most seq_len / this many needles."""
+    answer_weight: float = 1.0
+    """Loss weight of the tokens of an answer."""
+    text_weight: float = 0.1
+    """Loss weight of every other token of a needle document."""
+
+
+@dataclass
+class DataConfig:
+    dir: str = "runs/prepared"
+    """Where prepared token files go, in a folder named by their fingerprint; shared by runs."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Name -> source."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text) or trace (reasoning traces of sft.task)."""
+    needle: NeedleConfig = field(default_factory=NeedleConfig)
+    seed: int = 0
+    """Sample i is a function of this seed and i."""
+    seq_len: int = 256
+    """Tokens a sample; stages may name their own."""
+    global_batch_size: int = 16
+    """Samples a step over all ranks."""
+    micro_batch_size: int = 16
+    """Samples a rank computes at once, at most."""
+
+
+@dataclass
+class OptimConfig:
+    kind: OptimKind = OptimKind.adamw
+    """muon: Muon for the matrices inside the blocks, AdamW for the rest, at the same learning rate."""
+    lr: float = 1e-3
+    """Peak learning rate of a stage that names none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+@dataclass
+class ScheduleConfig:
+    """Shape of the learning rate over the steps of one stage."""
+
+    kind: ScheduleKind = ScheduleKind.cosine
+    """cosine: warm-up, then half a cosine to min_ratio. wsd: warm-up, constant, then linear decay to min_ratio."""
+    warmup_steps: int = 10
+    decay_share: float = 0.2
+    """wsd: the last share of the steps that decays."""
+    min_ratio: float = 0.1
+    """Final learning rate over peak."""
+
+
+@dataclass
+class StageConfig:
+    """One stage of training; a boundary keeps weights, optimizer state and data cursors of the run."""
+
+    name: str = MISSING
+    steps: int = MISSING
+    seq_len: int | None = None
+    """None: data.seq_len."""
+    rope_theta: float | None = None
+    """None: model.rope_theta."""
+    lr: float | None = None
+    """None: optim.lr."""
+    global_batch_size: int | None = None
+    """None: data.global_batch_size."""
+    micro_batch_size: int | None = None
+    """None: data.micro_batch_size."""
+    mixture: dict[str, float] | None = None
+    """None: data.mixture."""
+    eval: bool = False
+    """Run the full needle grid when the stage ends; the grid is named after the stage."""
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 100
+    """Steps when no stages are listed; a list of stages brings its own."""
+    seed: int = 0
+    """Initial weights are a function of this seed and the parameter's name."""
+    dtype: Dtype = Dtype.float32
+    deterministic: bool = False
+    """On CUDA: deterministic kernels only. The CPU is deterministic anyway."""
+    loss_chunk: int = 8192
+    """Tokens whose logits exist at once; more are computed chunk by chunk and again in the backward pass."""
+    init_from: str | None = None
+    """Checkpoint directory to start from when the run directory holds none."""
+    timeout_seconds: int = 300
+    """A collective that takes longer ends the run, naming the rank."""
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 50
+    """Steps between checkpoints; the last step always saves."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+
+
+@dataclass
+class NiahConfig:
+    """Needle-in-a-haystack grid: lengths x depths x languages."""
+
+    min_length: int = 128
+    max_length: int = 2048
+    """Tokens of the longest prompt; lengths are spaced evenly from min_length."""
+    lengths: int = 15
+    depths: int = 15
+    needles: int = 3
+    """Random needles a cell; it is green when all come back exactly."""
+    sources: list[str] = field(default_factory=lambda: ["en", "zh"])
+    """Sources whose haystack files are used, one grid each."""
+    seed: int = 1234
+
+
+@dataclass
+class EvalConfig:
+    every: int = 0
+    """Steps between needle grids while training (coarse: training_points lengths and depths, one needle); 0: none."""
+    training_points: int = 4
+    niah: NiahConfig = field(default_factory=NiahConfig)
+    rope_theta: float | None = None
+    """farside eval: RoPE base; None: the checkpoint's."""
+    checkpoint: str | None = None
+    """farside eval: checkpoint directory; None: the newest of the run."""
+    name: str = "grid"
+    """farside eval: name of the result."""
+
+
+@dataclass
+class TaskConfig:
+    name: str = "addition"
+    """addition, or reasoning_gym:<family> with the reasoning-gym package installed."""
+    digits: int = 2
+    """addition: digits of a summand."""
+    seed: int = 0
+
+
+@dataclass
+class SftConfig:
+    """Supervised warm start on generated reasoning traces, mixed with replay so that retrieval survives."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    steps: int = 100
+    lr: float = 1e-3
+    seq_len: int = 512
+    global_batch_size: int = 16
+    micro_batch_size: int = 16
+    mixture: dict[str, float] = field(default_factory=lambda: {"trace": 1.0})
+    """As data.mixture; trace is the task's traces."""
+    eval_prompts: int = 256
+    """Held-out problems whose greedy answers are verified at the end."""
+
+
+@dataclass
+class RewardConfig:
+    """Bradley-Terry outcome reward model on the policy's own right and wrong samples."""
+
+    prompts: int = 512
+    """Training problems to sample from."""
+    samples: int = 8
+    """Samples a problem."""
+    held_out_prompts: int = 128
+    """Further problems, whose pairs only measure accuracy."""
+    temperature: float = 1.0
+    steps: int = 100
+    lr: float = 1e-3
+    pairs_per_batch: int = 64
+    micro_pairs: int = 64
+
+
+@dataclass
+class RlConfig:
+    """GRPO: groups of samples, advantages normalised within the group, clipped ratios."""
+
+    steps: int = 100
+    prompts_per_step: int = 32
+    samples_per_prompt: int = 8
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    lr: float = 3e-4
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    micro_batch_size: int = 256
+    """Sequences a rank computes at once, at most."""
+    reward_model_weight: float = 0.2
+    """Weight of the reward model's sigmoid score beside the verifier's 0 or 1."""
+    verifier_timeout_seconds: float = 5.0
+    max_error_share: float = 0.1
+    """More verifier errors than this share of a step's samples stop the run."""
+    eval_every: int = 20
+    eval_prompts: int = 256
+    """Held-out problems, answered greedily."""
+    log_samples: int = 4
+    """Completions a step written to samples.jsonl."""
+
+
+@dataclass
+class LoggingConfig:
+    wandb: WandbMode = WandbMode.off
+    project: str = "farside"
+    every: int = 1
+    """Steps between printed lines; metrics.jsonl always has every step."""
+
+
+@dataclass
+class LaunchConfig:
+    threads_per_rank: int = 1
+    """OMP_NUM_THREADS of a rank."""
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

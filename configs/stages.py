@@ -1,0 +1,111 @@
+"""From the configuration to a list of stages in which every field is decided. No torch."""
+
+from dataclasses import dataclass
+
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training. Its steps are ``first_step + 1 .. first_step + steps`` of the run, counted from 1."""
+
+    index: int
+    name: str
+    first_step: int
+    steps: int
+    seq_len: int
+    rope_theta: float
+    lr: float
+    global_batch_size: int
+    micro_batch_size: int
+    mixture: dict[str, float]
+    eval: bool
+
+    @property
+    def last_step(self) -> int:
+        return self.first_step + self.steps
+
+
+def pretrain_stages(config: Config) -> list[Stage]:
+    """The stages of ``farside train``: the configured list, or one stage of train.steps steps."""
+    if not config.stages:
+        return check_stages(config, [_stage(config, 0, 0, "train", config.train.steps)])
+    stages: list[Stage] = []
+    for entry in config.stages:
+        first_step = stages[-1].last_step if stages else 0
+        stages.append(
+            _stage(
+                config, len(stages), first_step, entry.name, entry.steps,
+                seq_len=entry.seq_len, rope_theta=entry.rope_theta, lr=entry.lr, mixture=entry.mixture,
+                global_batch_size=entry.global_batch_size, micro_batch_size=entry.micro_batch_size, eval=entry.eval,
+            )  # fmt: skip
+        )
+    return check_stages(config, stages)
+
+
+def sft_stages(config: Config) -> list[Stage]:
+    """Supervised fine-tuning is one stage that keeps the last pretraining stage's RoPE base."""
+    sft = config.sft
+    return check_stages(
+        config,
+        [
+            _stage(
+                config, 0, 0, "sft", sft.steps, seq_len=sft.seq_len, lr=sft.lr, mixture=sft.mixture,
+                rope_theta=pretrain_stages(config)[-1].rope_theta,
+                global_batch_size=sft.global_batch_size, micro_batch_size=sft.micro_batch_size,
+            )  # fmt: skip
+        ],
+    )
+
+
+def _stage(
+    config: Config,
+    index: int,
+    first_step: int,
+    name: str,
+    steps: int,
+    *,
+    seq_len: int | None = None,
+    rope_theta: float | None = None,
+    lr: float | None = None,
+    global_batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    mixture: dict[str, float] | None = None,
+    eval: bool = False,
+) -> Stage:
+    data = config.data
+    return Stage(
+        index=index,
+        name=name,
+        first_step=first_step,
+        steps=steps,
+        seq_len=data.seq_len if seq_len is None else seq_len,
+        rope_theta=config.model.rope_theta if rope_theta is None else rope_theta,
+        lr=config.optim.lr if lr is None else lr,
+        global_batch_size=data.global_batch_size if global_batch_size is None else global_batch_size,
+        micro_batch_size=data.micro_batch_size if micro_batch_size is None else micro_batch_size,
+        mixture=dict(data.mixture if mixture is None else mixture),
+        eval=eval,
+    )
+
+
+def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
+    """Raises UserError for a stage that cannot run; returns the stages."""
+    ranks = config.parallel.dp_replicate * config.parallel.dp_shard
+    for stage in stages:
+        where = f"stage {stage.name!r}"
+        if stage.steps < 1:
+            raise UserError(f"{where}: steps = {stage.steps}; give at least 1")
+        if stage.seq_len < 16:
+            raise UserError(f"{where}: seq_len = {stage.seq_len}; give at least 16")
+        if stage.micro_batch_size < 1:
+            raise UserError(f"{where}: micro_batch_size = {stage.micro_batch_size}; give at least 1")
+        if stage.global_batch_size % ranks:
+            raise UserError(
+                f"{where}: global_batch_size = {stage.global_batch_size} does not divide over "
+                f"{ranks} data-parallel ranks (dp_replicate·dp_shard); use a multiple of {ranks}"
+            )
+        if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
+            raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
+    return stages

@@ -1,0 +1,25 @@
+"""From a mixture to this rank's micro-batches. Step k uses samples [kB, (k+1)B), whatever the mesh."""
+
+from farside.data.batch import Batch
+from farside.data.mixture import Mixture
+
+
+class Loader:
+    """The only state is the step the caller asks for.
+
+    global_batch: samples a step over all ranks, a multiple of ``size``; micro_batch: rows of one Batch at most.
+    """
+
+    def __init__(
+        self, mixture: Mixture, seq_len: int, global_batch: int, micro_batch: int, rank: int, size: int
+    ) -> None:
+        assert global_batch % size == 0
+        self.mixture, self.seq_len, self.micro_batch = mixture, seq_len, micro_batch
+        self.global_batch, self.rank, self.size = global_batch, rank, size
+
+    def step(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of step ``step`` (from 0): equal numbers on every rank."""
+        rows = self.global_batch // self.size
+        first = step * self.global_batch + self.rank * rows
+        samples = [self.mixture.sample(first + row, self.seq_len) for row in range(rows)]
+        return [Batch.of(samples[start : start + self.micro_batch]) for start in range(0, rows, self.micro_batch)]

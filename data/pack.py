@@ -1,0 +1,103 @@
+"""Rows of fixed length from documents: cut from a stream, or filled with whole conversations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from farside.configs.errors import UserError
+from farside.data.batch import Sample, document_sample
+from farside.data.order import epoch_item, fold, permuted
+from farside.data.tokenizer import END, Tokenizer
+
+
+class TextSource:
+    """Language modelling: a stream of documents is cut into windows of S+1 tokens that overlap by one.
+
+    Every token is predicted once an epoch (but for a rest shorter than a window); windows are visited in a
+    permuted order, reshuffled every epoch. tokens [T] must close each document with ``end_of_text``.
+    """
+
+    def __init__(self, name: str, tokens: np.ndarray, end_of_text: int, seed: int) -> None:
+        self.name, self.tokens, self.end_of_text, self.seed = name, tokens, end_of_text, seed
+
+    def windows(self, seq_len: int) -> int:
+        count = (len(self.tokens) - 1) // seq_len
+        if count < 1:
+            raise UserError(
+                f"source {self.name!r} has {len(self.tokens)} tokens, fewer than one sample of {seq_len} + 1; "
+                "give more text or a smaller seq_len"
+            )
+        return count
+
+    def sample(self, index: int, seq_len: int) -> Sample:
+        window = epoch_item(index, self.windows(seq_len), fold(self.seed, self.name, seq_len))
+        return self.window(window, seq_len)
+
+    def window(self, number: int, seq_len: int) -> Sample:
+        """Window ``number`` in file order."""
+        tokens = np.asarray(self.tokens[number * seq_len : (number + 1) * seq_len + 1])
+        starts = np.zeros(len(tokens), dtype=bool)
+        starts[0] = True
+        starts[1:] = tokens[:-1] == self.end_of_text
+        return document_sample(tokens, np.ones(len(tokens), dtype=np.float32), starts)
+
+
+class TraceSource:
+    """Conversations from JSONL, packed whole into rows; only the response carries loss.
+
+    Each line is {"question": ..., "response": ...}; responses end with ``<|end|>``. Rows are filled in a
+    permuted order until the next conversation does not fit: a plan made once from (seed, epoch).
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, seed: int) -> None:
+        self.path, self.seed, self.end_of_text = path, seed, tokenizer.end_of_text
+        if not path.is_file():
+            raise UserError(f"{path}: no such file of conversations; `farside sft` writes it, or name your own")
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise UserError(f"{path}: holds no conversations; remove it so that it is written anew")
+        if not all(line["response"].endswith(END) for line in lines):
+            raise UserError(f"{path}: a response does not end with {END}")
+        prompts = [tokenizer.encode_prompt(line["question"]) for line in lines]
+        responses = tokenizer.encode_batch([line["response"] for line in lines])
+        self.conversations = list(zip(prompts, responses))
+        self._plans: dict[tuple[int, int], list[list[int]]] = {}
+
+    def _plan(self, epoch: int, seq_len: int) -> list[list[int]]:
+        """Rows of one epoch, each a list of conversation numbers."""
+        if (epoch, seq_len) not in self._plans:
+            rows: list[list[int]] = [[]]
+            room = seq_len + 1
+            for place in range(len(self.conversations)):
+                number = permuted(place, len(self.conversations), fold(self.seed, "traces", epoch))
+                length = sum(map(len, self.conversations[number]))
+                if length > seq_len + 1:
+                    raise UserError(f"{self.path}: line {number + 1} has {length} tokens, over seq_len = {seq_len}")
+                if length > room:
+                    rows.append([])
+                    room = seq_len + 1
+                rows[-1].append(number)
+                room -= length
+            self._plans[epoch, seq_len] = rows
+        return self._plans[epoch, seq_len]
+
+    def sample(self, index: int, seq_len: int) -> Sample:
+        epoch = 0
+        while index >= len(self._plan(epoch, seq_len)):
+            index -= len(self._plan(epoch, seq_len))
+            epoch += 1
+        tokens, weights, starts = (np.zeros(seq_len + 1, dtype=dtype) for dtype in (np.int64, np.float32, bool))
+        end = 0
+        for number in self._plan(epoch, seq_len)[index]:
+            prompt, response = self.conversations[number]
+            starts[end] = True
+            tokens[end : end + len(prompt)] = prompt
+            end += len(prompt)
+            tokens[end : end + len(response)] = response
+            weights[end : end + len(response)] = 1.0
+            end += len(response)
+        if end < len(tokens):  # padding is a document of its own, without weight
+            starts[end] = True
+            tokens[end:] = self.end_of_text
+        return document_sample(tokens, weights, starts)

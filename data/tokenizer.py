@@ -1,0 +1,81 @@
+"""A byte-level BPE with single digits, trained with ``tokenizers``; and the chat format.
+
+A conversation is ``<|user|>QUESTION<|assistant|><think>REASONING</think>ANSWER<|end|>``.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from farside.configs.errors import UserError
+
+END_OF_TEXT, USER, ASSISTANT, END, THINK, END_THINK = SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>",
+)  # fmt: skip
+
+
+class Tokenizer:
+    """Text to ids and back. Special tokens in text are recognised as such."""
+
+    def __init__(self, backend: BackendTokenizer) -> None:
+        self.backend = backend
+        self.end_of_text = self.id(END_OF_TEXT)
+        self.end = self.id(END)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Deterministic: equal texts in equal order give an equal tokenizer."""
+        backend = BackendTokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        if not path.is_file():
+            raise UserError(f"{path}: no tokenizer there; run `farside data prepare` first")
+        return cls(BackendTokenizer.from_file(str(path)))
+
+    def save(self, path: Path) -> None:
+        self.backend.save(str(path))
+
+    def id(self, token: str) -> int:
+        number = self.backend.token_to_id(token)
+        if number is None:
+            raise UserError(f"tokenizer: lacks the special token {token}; train it with `farside data prepare`")
+        return number
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the serialised tokenizer."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [item.ids for item in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def encode_prompt(self, question: str) -> list[int]:
+        """The tokens an assistant's answer continues."""
+        return self.encode(f"{USER}{question}{ASSISTANT}")

@@ -1,0 +1,68 @@
+"""The ``farside`` command. It imports next to nothing, so that ``farside --help`` answers at once."""
+
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "run": "the whole job: prepare, pretrain, extend, eval, sft, reward, rl, eval, report; resumes",
+    "train": "pretraining and context extension by stages",
+    "sft": "supervised warm start on reasoning traces",
+    "reward": "reward model on the policy's own right and wrong samples",
+    "rl": "reinforcement learning (GRPO) with verifier and reward model",
+    "eval niah": "needle-in-a-haystack grid of a checkpoint",
+    "data prepare": "text to token files",
+    "report": "report.html of a run directory:  farside report RUN_DIR",
+    "status": "what a run is doing:  farside status RUN_DIR",
+    "stop": "ask a run to save and end:  farside stop RUN_DIR",
+    "doctor": "versions, processes, disk: what a bug report needs",
+}
+
+HELP = """farside trains long-context reasoning models.
+
+usage: farside COMMAND [experiment=NAME] [KEY=VALUE ...]     (Hydra's grammar; -m sweeps)
+
+commands:
+{commands}
+
+examples:
+  farside run experiment=demo
+  farside train experiment=tiny train.steps=40
+  farside train -m experiment=tiny optim.lr=1e-3,3e-3
+  farside train --cfg job                print every key and its value
+"""
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<13} {text}" for name, text in COMMANDS.items())))
+        return
+    if words[0] in ("-V", "--version"):
+        print(importlib.import_module("farside").__version__)
+        return
+    command, rest = words[0], words[1:]
+    if command in ("eval", "data"):
+        if not rest or f"{command} {rest[0]}" not in COMMANDS:
+            choices = [name for name in COMMANDS if name.startswith(command + " ")]
+            fail(f"farside {command}: which one? there is `farside {choices[0]}`")
+        command, rest = f"{command} {rest[0]}", rest[1:]
+    if command not in COMMANDS:
+        fail(f"farside {command}: no such command; `farside --help` lists them")
+    from farside.configs.errors import UserError
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing pages: we say it in one line
+    try:
+        code = importlib.import_module("farside.launch.commands").dispatch(command, rest)
+    except UserError as error:
+        fail(str(error))
+    sys.exit(code)
+
+
+def fail(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What rank 0 shows: one line a step, and on a terminal a progress bar below the lines."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepPrinter:
+    """Prints to stdout. ``steps`` is the last step of the run; ``every`` thins the lines out."""
+
+    def __init__(self, title: str, steps: int, every: int, silent: bool) -> None:
+        self.title, self.steps, self.every, self.silent = title, steps, every, silent
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.started, self.first_step = time.monotonic(), None
+        self.progress: Progress | None = None
+        if self.console.is_terminal and not silent:
+            columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}")]
+            self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+            self.task = self.progress.add_task(title, total=steps)
+            self.progress.start()
+
+    def say(self, text: str) -> None:
+        if not self.silent:
+            self.console.print(text, markup=False)
+
+    def step(self, record: dict[str, Any]) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=record["step"])
+        if record["step"] % self.every == 0 or record["step"] == self.steps:
+            self.say(format_step(self.title, record, self.steps))
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+FORMATS = {
+    "loss": "{:.4f}", "reward": "{:.3f}", "accuracy": "{:.3f}", "length": "{:.1f}", "entropy": "{:.3f}",
+    "grad_norm": "{:.3f}", "lr": "{:.2e}", "held_out_accuracy": "{:.3f}",
+}  # fmt: skip
+NAMES = {"grad_norm": "grad", "held_out_accuracy": "held-out"}
+
+
+def format_step(title: str, record: dict[str, Any], steps: int) -> str:
+    """One line of at most about 100 characters."""
+    width = len(str(steps))
+    parts = [f"{title} {record['step']:>{width}}/{steps}"]
+    if "seq_len" in record:
+        parts.append(f"{record['stage']} {record['seq_len']:,}")
+    parts += [f"{NAMES.get(key, key)} {text.format(record[key])}" for key, text in FORMATS.items() if key in record]
+    if "tokens_per_second" in record:
+        parts.append(f"{record['tokens_per_second']:,.0f} tok/s")
+    parts.append(f"{record['seconds']:.2f} s")
+    return "  ".join(parts)

@@ -1,0 +1,65 @@
+"""The seam between the loop and whatever computes: native torch now, DeepSpeed and Megatron-core later.
+
+The loss contract: one scalar, Σ weight·loss over the tokens of the global batch divided by the global Σ weight;
+gradients are sums over ranks of that scalar. How a library averages by itself is its adapter's business.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from farside.data.batch import Batch
+from farside.train.loss import LossFn
+from farside.train.model.heads import TokenOutputs
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """loss: the global scalar, alike on every rank; metrics: global sums over the same weight. Device scalars."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """grad_norm: global 2-norm before clipping, a device scalar."""
+
+    grad_norm: Tensor
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Whole tensors by canonical name, and the number of optimizer updates behind the moments."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    updates: int
+
+
+class Engine(Protocol):
+    def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
+        """Accumulates gradients; ``total_weight`` is Σ weight over all ranks. Ranks bring equally many batches."""
+        ...
+
+    def step(self, lr: float) -> StepStats:
+        """Clips, updates, clears gradients."""
+        ...
+
+    def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
+        """Per-token outputs without gradient."""
+        ...
+
+    def set_rope_theta(self, theta: float) -> None: ...
+
+    def state_dict(self) -> EngineState:
+        """Collective."""
+        ...
+
+    def load_state_dict(self, state: EngineState) -> None: ...
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole weights by canonical name, one at a time: export and weight sync. Collective."""
+        ...

@@ -1,0 +1,193 @@
+"""Needle in a haystack: lengths x depths x languages, free-running greedy decoding with a KV cache.
+
+A cell holds ``needles`` prompts, each with one random held-out needle in the haystack file, put at the sentence
+boundary nearest to the wanted depth; it is green when every value comes back exactly. ``farside eval niah``
+runs it on a checkpoint, training on its way. Differences to Kamradt's test: keys, values and text are held
+out, boundaries know Chinese, the exact value counts instead of a judge's opinion.
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from farside.configs.errors import UserError
+from farside.configs.schema import NiahConfig
+from farside.data.order import rng
+from farside.data.prepare import Prepared
+from farside.data.synthetic.needle import Needle, NeedleWriter, insert
+from farside.parallel import comm
+from farside.train.checkpoint.format import read
+from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.engine.native import NativeEngine
+from farside.train.inference.generate import generate
+from farside.train.loop import StepInfo
+from farside.train.model.transformer import Transformer
+from farside.train.phase import identity, load_data, load_foreign
+from farside.train.runtime import Runtime, Stopped, worker_main
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prompt of the grid. row, column: depth and length number; depth: the real one, in percent."""
+
+    row: int
+    column: int
+    prompt: list[int]
+    needle: Needle
+    depth: float
+
+
+def make_trial(
+    writer: NeedleWriter, haystack: np.ndarray, length: int, depth: float, row: int, column: int, seed: tuple[Any, ...]
+) -> Trial:
+    """A prompt of exactly ``length`` tokens: text with one needle, then its question."""
+    generator = rng("niah", *seed)
+    needle = writer.draw(generator, 1, held_out=True)[0]
+    hidden, (stem, _) = writer.needle(needle), writer.question(needle)
+    room = length - len(hidden) - len(stem)
+    if room < 0:
+        raise UserError(f"eval.niah: length {length} is too short for a needle and its question; raise min_length")
+    if room >= len(haystack):
+        raise UserError(f"eval.niah: length {length} exceeds the haystack of {len(haystack)} tokens; give more text")
+    start = generator.integers(len(haystack) - room)
+    text = np.asarray(haystack[start : start + room]).astype(np.int64)
+    boundaries = writer.boundaries(text)
+    place = boundaries[np.abs(boundaries - room * depth / 100).argmin()]
+    prompt = [*insert(text, [hidden], np.array([place])).tolist(), *stem]
+    return Trial(row, column, prompt, needle, 100 * float(place) / max(room, 1))
+
+
+def axis(low: float, high: float, count: int) -> list[float]:
+    return [float(value) for value in np.linspace(low, high, count)]
+
+
+def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahConfig, source: str) -> dict[str, Any]:
+    """Scores of one source's grid, alike on every rank. Collective; the ranks share each column's prompts."""
+    writer = NeedleWriter(data.language(source), data.tokenizer)
+    haystack = data.tokens(source, "haystack")
+    lengths, depths = [round(value) for value in axis(config.min_length, config.max_length, config.lengths)], axis(0, 100, config.depths)
+    correct = np.zeros((len(depths), len(lengths)))
+    examples: list[dict[str, Any]] = []
+    for column, length in enumerate(lengths):
+        if runtime.stop.agreed(runtime.mesh, runtime.device):
+            raise Stopped("asked to stop during a needle grid; it is run again")
+        trials = [
+            make_trial(writer, haystack, length, depth, row, column, (config.seed, source, length, row, repeat))
+            for row, depth in enumerate(depths)
+            for repeat in range(config.needles)
+        ]
+        mine = trials[runtime.mesh.dp_rank :: runtime.mesh.dp_size]
+        found = [item for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.dp) for item in items]
+        for row, exact, _ in found:
+            correct[row, column] += exact
+        if column in (0, len(lengths) // 2, len(lengths) - 1):
+            examples.append({"language": data.language(source), "length": length, **found[len(found) // 2][2]})
+    scores = correct / config.needles
+    return {
+        "language": data.language(source), "lengths": lengths, "depths": depths, "scores": scores.tolist(),
+        "green": int((scores == 1.0).sum()), "cells": scores.size, "examples": examples,
+    }  # fmt: skip
+
+
+def answer_trials(model: Transformer, writer: NeedleWriter, trials: list[Trial], tokens_at_once: int = 16384) -> list[tuple[int, bool, dict[str, Any]]]:
+    """(row, exact, example) per trial, decoded in batches of at most ``tokens_at_once`` prompt tokens."""
+    results: list[tuple[int, bool, dict[str, Any]]] = []
+    if not trials:
+        return results
+    at_once = max(1, tokens_at_once // max(len(trial.prompt) for trial in trials))
+    for first in range(0, len(trials), at_once):
+        batch = trials[first : first + at_once]
+        budget = max(len(writer.question(trial.needle)[1]) for trial in batch) + 2
+        answers = generate(model, [trial.prompt for trial in batch], budget, writer.tokenizer.end_of_text)
+        for trial, answer in zip(batch, answers):
+            exact, text = writer.is_exact(trial.needle, answer.tokens)
+            example = {
+                "depth": trial.depth, "question": writer.wording.question.format(key=trial.needle.key).strip(),
+                "expected": trial.needle.value, "answer": text, "correct": exact,
+            }  # fmt: skip
+            results.append((trial.row, exact, example))
+    return results
+
+
+def evaluate_grid(
+    runtime: Runtime, engine: NativeEngine, data: Prepared, name: str, order: int, trained_length: int,
+    checkpoint: Path | None, title: str = "",
+) -> dict[str, Any] | None:  # fmt: skip
+    """The whole grid of the configuration into eval/<name>/niah.json and .png; done already, it is left alone."""
+    folder = runtime.dir / "eval" / name
+    if comm.broadcast_object((folder / "niah.json").is_file(), runtime.mesh.dp):
+        return None
+    started = time.monotonic()
+    config = runtime.config.eval.niah
+    model = engine.replica()
+    grids = {source: run_grid(runtime, model, data, config, source) for source in config.sources}
+    first = grids[config.sources[0]]
+    described = {"path": str(checkpoint), "hash": read(checkpoint).hash, "step": read(checkpoint).step} if checkpoint else None
+    result = {
+        "name": name, "order": order, "title": title or f"after stage {name}, trained to {trained_length:,} tokens",
+        "trained_length": trained_length, "checkpoint": described, "lengths": first["lengths"], "depths": first["depths"],
+        "needles_per_cell": config.needles, "seconds": time.monotonic() - started,
+        "grids": {grid["language"]: {key: grid[key] for key in ("green", "cells", "scores")} for grid in grids.values()},
+        "examples": [example for grid in grids.values() for example in grid["examples"]],
+    }  # fmt: skip
+    if runtime.main:
+        write_grid(folder, result)
+        counts = ", ".join(f"{language} {grid['green']}/{grid['cells']}" for language, grid in result["grids"].items())
+        print(f"needle grid {name}: {counts} green, {result['seconds']:.0f} s", flush=True)
+    comm.barrier(runtime.mesh.dp)
+    return result
+
+
+def write_grid(folder: Path, result: dict[str, Any]) -> None:
+    from farside.train.eval.heatmap import draw_grid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_grid(result, folder / "niah.png")
+    unfinished = folder / "niah.tmp"
+    unfinished.write_text(json.dumps(result))
+    unfinished.rename(folder / "niah.json")
+
+
+class GridHook:
+    """A coarse grid every n steps of training: eval.training_points lengths and depths, one needle each."""
+
+    def __init__(self, runtime: Runtime, engine: NativeEngine, data: Prepared, every: int) -> None:
+        self.runtime, self.engine, self.data, self.every = runtime, engine, data, every
+
+    def __call__(self, info: StepInfo) -> None:
+        points = self.runtime.config.eval.training_points
+        config = replace(self.runtime.config.eval.niah, lengths=points, depths=points, needles=1)
+        model = self.engine.replica()
+        grids = [run_grid(self.runtime, model, self.data, config, source) for source in config.sources]
+        if self.runtime.main:
+            record = {"step": info.step, **{grid["language"]: grid for grid in grids}}
+            with (self.runtime.dir / "niah.jsonl").open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            counts = ", ".join(f"{grid['language']} {grid['green']}/{grid['cells']}" for grid in grids)
+            print(f"needles at step {info.step}: {counts}", flush=True)
+
+
+def main(runtime: Runtime) -> None:
+    """``farside eval niah``: the checkpoint is eval.checkpoint, --init-from, or the newest of the run directory."""
+    config = runtime.config
+    path = Path(config.eval.checkpoint) if config.eval.checkpoint else runtime.init_from or newest(runtime.dir)
+    if path is None:
+        raise UserError(f"{runtime.dir}: no checkpoint to evaluate; name one with eval.checkpoint=PATH")
+    data = load_data(runtime)
+    engine = NativeEngine(config, runtime.mesh, runtime.device)
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    checkpoint = store.start_from(path)
+    load_foreign(checkpoint, engine)
+    if config.eval.rope_theta is not None:
+        engine.set_rope_theta(config.eval.rope_theta)
+    evaluate_grid(
+        runtime, engine, data, config.eval.name, 100, checkpoint.state["trained_length"], path, f"of {path.parent.parent.name}, step {checkpoint.step}"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    worker_main(main)

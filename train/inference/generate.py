@@ -1,0 +1,93 @@
+"""Free-running decoding with a KV cache, greedy or sampled, on one process.
+
+Left out: paging and continuous batching. Finished rows leave the batch, prompts are computed once for all
+their samples. Shapes: P prompts, B rows, E model dim, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from farside.train.inference.cache import KVCache
+from farside.train.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Generated:
+    """tokens after the prompt, with the stop token if it came; their log-probabilities at temperature 1, in nats."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    truncated: bool
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop_token: int,
+    uniforms: Tensor | None = None,
+    temperature: float = 1.0,
+) -> list[Generated]:
+    """Continues every prompt until ``stop_token`` or ``max_new_tokens``.
+
+    uniforms: None decodes greedily; otherwise [P, samples, max_new_tokens] numbers in [0, 1), one a sampled
+    token: its inverse-CDF draw. So a sample depends on its own numbers only, not on its neighbours.
+    Returns P·samples results, a prompt's samples together.
+    """
+    device = model.output_weight.device
+    samples = 1 if uniforms is None else uniforms.shape[1]
+    draws = None if uniforms is None else uniforms.flatten(0, 1).to(device)  # [P, samples, N] -> [B, N]
+    cache, x_BE = _prefill(model, prompts, max_new_tokens)
+    active = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+    cache.select(active)
+    x_BE = x_BE[active]
+    active = torch.arange(len(active), device=device)
+    tokens = torch.zeros(len(active), max_new_tokens, dtype=torch.long)
+    logprobs = torch.zeros(len(active), max_new_tokens)
+    counts = torch.zeros(len(active), dtype=torch.long)
+    for position in range(max_new_tokens):
+        noise = None if draws is None else draws[active, position]
+        token_B, logprob_B = _choose(model.logits(x_BE), noise, temperature)
+        where = active.cpu()
+        tokens[where, position], logprobs[where, position] = token_B.cpu(), logprob_B.float().cpu()
+        counts[where] += 1
+        going = (token_B != stop_token).nonzero().squeeze(-1)
+        if position + 1 == max_new_tokens or not len(going):
+            break
+        if len(going) < len(active):
+            cache.select(going)
+            active, token_B = active[going], token_B[going]
+        x_BE = model.hidden(token_B[:, None], cache.lengths_B[:, None], cache.decode)[:, 0]
+        cache.lengths_B += 1
+    return [
+        Generated(tokens[row, :count].tolist(), logprobs[row, :count].tolist(), bool(tokens[row, count - 1] != stop_token))
+        for row, count in enumerate(counts.tolist())
+    ]
+
+
+def _prefill(model: Transformer, prompts: Sequence[list[int]], room: int) -> tuple[KVCache, Tensor]:
+    """The prompts' keys and values, and the hidden state [P, E] of each one's last token."""
+    device = model.output_weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    longest = int(lengths.max())
+    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+    cache = KVCache(model.config, len(prompts), longest + room, model.output_weight)
+    positions = torch.arange(longest, device=device)[None]
+    x_PSE = model.hidden(padded, positions, cache.prefill)
+    cache.lengths_B = lengths
+    return cache, x_PSE[torch.arange(len(prompts), device=device), lengths - 1]
+
+
+def _choose(logits_BV: Tensor, uniform_B: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(-1)
+    if uniform_B is None:
+        token_B = logprobs_BV.argmax(-1)
+    else:
+        cdf_BV = (logprobs_BV.double() / temperature).softmax(-1).cumsum(-1)
+        token_B = torch.searchsorted(cdf_BV, uniform_B.double()[:, None] * cdf_BV[:, -1:], right=True).squeeze(-1)
+        token_B = token_B.clamp(max=logits_BV.shape[-1] - 1)
+    return token_B, logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)

@@ -1,0 +1,147 @@
+"""The training loop. It owns time: steps, stages, checkpoints, hooks. The engine computes, the loader feeds."""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from farside.configs.schema import Config
+from farside.configs.stages import Stage
+from farside.data.loader import Loader
+from farside.parallel import comm
+from farside.train.checkpoint.store import CheckpointStore
+from farside.train.console import StepPrinter
+from farside.train.engine.base import Engine
+from farside.train.loss import LossFn
+from farside.train.metrics import MetricsWriter
+from farside.train.model.flops import flops_per_token, measured_peak
+from farside.train.runtime import Runtime, Stopped, write_status
+from farside.train.schedule import lr_factor
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What hooks see after a step. step counts from 1."""
+
+    step: int
+    stage: Stage
+
+
+class Hook(Protocol):
+    every: int
+
+    def __call__(self, info: StepInfo) -> None: ...
+
+
+@dataclass
+class Progress:
+    """What a checkpoint stores beside tensors: data cursors are functions of ``step``."""
+
+    step: int = 0
+    tokens: int = 0
+    trained_length: int = 0
+    """Longest sample ever trained on, parents included."""
+
+    def record(self, stage: Stage) -> dict[str, Any]:
+        return {**vars(self), "stage": stage.name, "rope_theta": stage.rope_theta}
+
+
+class TrainLoop:
+    """Runs stages one after the other from wherever ``progress`` stands."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        engine: Engine,
+        stages: Sequence[Stage],
+        make_loader: Callable[[Stage], Loader],
+        loss_fn: LossFn,
+        store: CheckpointStore,
+        title: str,
+        hooks: Sequence[Hook] = (),
+        after_stage: Callable[[Stage], None] = lambda stage: None,
+    ) -> None:
+        self.runtime, self.engine, self.stages, self.loss_fn = runtime, engine, list(stages), loss_fn
+        self.make_loader, self.store, self.hooks, self.after_stage = make_loader, store, list(hooks), after_stage
+        self.config: Config = runtime.config
+        self.title = title
+        self.last_step = self.stages[-1].last_step
+
+    def run(self, progress: Progress) -> None:
+        """Trains to the last step. Raises Stopped after saving if asked to stop."""
+        runtime = self.runtime
+        self.metrics = MetricsWriter(runtime.dir, progress.step) if runtime.main else None
+        self.printer = StepPrinter(self.title, self.last_step, self.config.logging.every, silent=not runtime.main)
+        self.peak = measured_peak(runtime.device, torch.float32) if runtime.main else 1.0
+        try:
+            for stage in self.stages:
+                if progress.step <= stage.last_step:
+                    self._run_stage(stage, progress)
+        finally:
+            self.printer.close()
+            if self.metrics:
+                self.metrics.close()
+
+    def _run_stage(self, stage: Stage, progress: Progress) -> None:
+        self.engine.set_rope_theta(stage.rope_theta)
+        loader = self.make_loader(stage)
+        while progress.step < stage.last_step:
+            started = time.perf_counter()
+            local_step = progress.step - stage.first_step
+            microbatches = loader.step(local_step)
+            # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
+            total_weight, stop = comm.sum_floats(
+                [sum(batch.weight for batch in microbatches), float(self.runtime.stop.requested)],
+                self.runtime.mesh.dp, self.runtime.device,
+            )  # fmt: skip
+            if stop:
+                self._stop(stage, progress)
+            lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
+            outputs = self.engine.forward_backward(microbatches, self.loss_fn, total_weight)
+            stats = self.engine.step(lr)
+            progress.step += 1
+            progress.tokens += stage.global_batch_size * stage.seq_len
+            progress.trained_length = max(progress.trained_length, stage.seq_len)
+            self._record(stage, progress, outputs.loss, stats.grad_norm, lr, time.perf_counter() - started)
+            if progress.step % self.config.checkpoint.every == 0 or progress.step == stage.last_step:
+                self._save(stage, progress)
+            for hook in self.hooks:
+                if hook.every and progress.step % hook.every == 0 and progress.step < stage.last_step:
+                    hook(StepInfo(progress.step, stage))
+        self.after_stage(stage)
+
+    def _record(
+        self, stage: Stage, progress: Progress, loss: torch.Tensor, grad_norm: torch.Tensor, lr: float, seconds: float
+    ) -> None:
+        if not self.metrics:
+            return
+        tokens = stage.global_batch_size * stage.seq_len
+        rate = tokens / seconds
+        model_rate = rate * flops_per_token(self.config.model, stage.seq_len) / self.runtime.mesh.dp_size
+        record = {
+            "step": progress.step, "tokens": progress.tokens, "loss": loss.item(), "grad_norm": grad_norm.item(),
+            "lr": lr, "seconds": seconds, "tokens_per_second": rate, "mfu": model_rate / self.peak,
+            "peak_memory_bytes": peak_memory_bytes(self.runtime.device), "stage": stage.name, "seq_len": stage.seq_len,
+        }  # fmt: skip
+        self.metrics.write(record)
+        self.printer.step(record)
+
+    def _save(self, stage: Stage, progress: Progress) -> None:
+        self.store.save(self.engine, progress.step, progress.record(stage))
+        if self.runtime.main:
+            write_status(self.runtime.dir, "running", step=progress.step, steps=self.last_step)
+
+    def _stop(self, stage: Stage, progress: Progress) -> None:
+        self._save(stage, progress)
+        self.printer.say(f"stopped at step {progress.step}, checkpoint saved; the same command goes on from there")
+        raise Stopped(f"asked to stop at step {progress.step}")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of this process: allocated on the accelerator, or resident on the CPU (Linux counts KiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,103 @@
+"""metrics.jsonl is the truth; W&B is its mirror.
+
+The mirror is a process of its own that follows the file, so that a slow, absent or broken W&B can neither
+block nor end a run: ``python -m farside.train.metrics RUN_DIR PROJECT NAME MODE``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FINISHED = "wandb_stop"
+"""File that tells the mirror to drain and end."""
+
+
+class MetricsWriter:
+    """Appends one JSON object a step. On a resume, lines after ``step`` are dropped: they will come again."""
+
+    def __init__(self, path: Path, step: int, name: str = "metrics.jsonl") -> None:
+        self.path = path / name
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, self.path)
+        self.stream = self.path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.stream.write(json.dumps(record) + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a line torn by a kill is the last and is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def start_mirror(run_dir: Path, project: str, name: str, mode: str) -> subprocess.Popen[bytes] | None:
+    """Starts the W&B mirror unless mode is "off"."""
+    if mode == "off":
+        return None
+    (run_dir / FINISHED).unlink(missing_ok=True)
+    with (run_dir / "logs" / "wandb.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "farside.train.metrics", str(run_dir), project, name, mode],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def stop_mirror(mirror: subprocess.Popen[bytes] | None, run_dir: Path, seconds: float = 20.0) -> str | None:
+    """Lets the mirror drain for at most ``seconds``; returns a warning if it did not end well."""
+    if mirror is None:
+        return None
+    (run_dir / FINISHED).touch()
+    try:
+        code = mirror.wait(seconds)
+    except subprocess.TimeoutExpired:
+        mirror.kill()
+        mirror.wait()
+        return f"W&B did not answer within {seconds:.0f} s; the run is whole in metrics.jsonl (see logs/wandb.log)"
+    return f"W&B failed; the run is whole in metrics.jsonl (see logs/wandb.log, exit code {code})" if code else None
+
+
+def _mirror(run_dir: Path, project: str, name: str, mode: str) -> None:
+    import wandb
+
+    identity = run_dir / "wandb_id"
+    if not identity.is_file():
+        identity.write_text(wandb.util.generate_id())
+    run = wandb.init(
+        project=project, name=name, id=identity.read_text(), mode="online" if mode == "online" else "offline",
+        resume="allow", dir=str(run_dir), config=json.loads((run_dir / "config.json").read_text()),
+    )  # fmt: skip
+    position, logged = 0, -1
+    while True:
+        ending = (run_dir / FINISHED).exists()
+        if (run_dir / "metrics.jsonl").is_file():
+            with (run_dir / "metrics.jsonl").open() as stream:
+                if position > os.fstat(stream.fileno()).st_size:  # truncated by a resume: start again, skip what is known
+                    position = 0
+                stream.seek(position)
+                while (line := stream.readline()).endswith("\n"):
+                    position = stream.tell()
+                    record = json.loads(line)
+                    if record["step"] > logged:
+                        logged = record["step"]
+                        run.log(record, step=logged)
+        if ending:
+            break
+        time.sleep(1.0)
+    run.finish()
+
+
+if __name__ == "__main__":
+    _mirror(Path(sys.argv[1]), *sys.argv[2:5])

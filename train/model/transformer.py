@@ -1,0 +1,136 @@
+"""The decoder: Llama and Qwen3 families, parameter names and shapes those of Hugging Face.
+
+Left out on purpose: dropout, biases, parallel blocks: neither family has them. The model knows nothing of
+ranks; attention is handed in as ``attend(layer, q, k, v)``, so that training, context parallelism and
+KV-cached decoding share this one forward.
+
+Shapes: B batch, S sequence (local, under context parallelism), H heads, K key/value heads, D head dim,
+E model dim, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from farside.configs.schema import ModelConfig
+from farside.train.model.heads import TokenOutputs, score_tokens
+from farside.train.model.rope import apply_rope, rope_tables
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q_BSHD, k_BSKD, v_BSKD) -> [B, S, H, D]"""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in the input's precision (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RoPE and optional QK-norm (Qwen3)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_BSE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        per_head = (*x_BSE.shape[:-1], -1, self.head_dim)
+        q_BSHD = apply_rope(self.q_norm(self.q_proj(x_BSE).view(per_head)), rope)
+        k_BSKD = apply_rope(self.k_norm(self.k_proj(x_BSE).view(per_head)), rope)
+        v_BSKD = self.v_proj(x_BSE).view(per_head)
+        return self.o_proj(attend(self.layer, q_BSHD, k_BSKD, v_BSKD).flatten(-2))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BSE: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BSE)) * self.up_proj(x_BSE))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BSE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x_BSE = x_BSE + self.self_attn(self.input_layernorm(x_BSE), rope, attend)
+        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A decoder with a head: "lm" over the vocabulary, or "scalar" (reward, value) named ``score`` as in
+    Hugging Face's sequence classifiers.
+
+    rope_theta: the RoPE base in use; a stage of context extension sets another.
+    """
+
+    def __init__(self, config: ModelConfig, head: str = "lm", loss_chunk: int = 8192) -> None:
+        super().__init__()
+        self.config, self.head, self.loss_chunk = config, head, loss_chunk
+        self.rope_theta = config.rope_theta
+        self.model = Decoder(config)
+        if head == "scalar":
+            self.score = nn.Linear(config.hidden_size, 1, bias=False)
+        elif not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, E], or [1, E] of a scalar head."""
+        if self.head == "scalar":
+            return self.score.weight
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
+        """Normalised hidden states [B, S, E]."""
+        x_BSE = self.model.embed_tokens(tokens_BS)
+        rope = rope_tables(positions_BS, self.config.head_dim, self.rope_theta, x_BSE.dtype)
+        for block in self.model.layers:
+            x_BSE = block(x_BSE, rope, attend)
+        return self.model.norm(x_BSE)
+
+    def forward(
+        self, tokens_BS: Tensor, positions_BS: Tensor, labels_BS: Tensor, attend: Attend, entropy: bool = False
+    ) -> TokenOutputs:
+        """Per-token outputs for the labels; full logits exist for ``loss_chunk`` tokens at a time only."""
+        x_BSE = self.hidden(tokens_BS, positions_BS, attend)
+        if self.head == "scalar":
+            return TokenOutputs(values=F.linear(x_BSE, self.output_weight).squeeze(-1))
+        return score_tokens(x_BSE, self.output_weight, labels_BS, self.loss_chunk, entropy)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., E] -> [..., V]; for inference, on the few positions that are sampled from."""
+        return F.linear(hidden, self.output_weight)

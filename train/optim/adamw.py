@@ -1,0 +1,47 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101) over sharded or plain parameters, with state by canonical name."""
+
+import torch
+from torch import Tensor, nn
+
+from farside.configs.schema import OptimConfig
+from farside.parallel import fsdp
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class AdamW:
+    """torch's fused AdamW; matrices decay, vectors (norm weights) do not."""
+
+    def __init__(self, named: dict[str, nn.Parameter], config: OptimConfig) -> None:
+        self.named = named
+        groups = [
+            {"params": [p for p in named.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        )
+
+    def step(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole moments as "exp_avg.<name>" and "exp_avg_sq.<name>"; zeros before the first step. Collective."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.named.items():
+            state = self.optimizer.state.get(parameter, {})
+            for moment in MOMENTS:
+                value = state[moment] if moment in state else torch.zeros_like(parameter)
+                tensors[f"{moment}.{name}"] = fsdp.full(value.detach())
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """updates: the number of steps the moments have seen (bias correction)."""
+        for name, parameter in self.named.items():
+            state: dict[str, Tensor] = {"step": torch.tensor(float(updates))}
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(parameter, requires_grad=False)
+                fsdp.copy_full_(state[moment], tensors[f"{moment}.{name}"])
+            self.optimizer.state[parameter] = state

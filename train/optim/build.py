@@ -1,0 +1,50 @@
+"""Which parameter is updated by what, and the global gradient norm."""
+
+import torch
+from torch import Tensor, nn
+
+from farside.configs.schema import OptimConfig, OptimKind
+from farside.parallel import comm, fsdp
+from farside.train.optim.adamw import AdamW
+from farside.train.optim.muon import Muon
+
+
+class Optimizer:
+    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, shard_group: comm.Group) -> None:
+        named = dict(model.named_parameters())
+        inner = [name for name, p in named.items() if config.kind is OptimKind.muon and p.ndim == 2 and ".layers." in name]
+        self.muon = Muon({name: named[name] for name in inner}, config.weight_decay, shard_group) if inner else None
+        self.adamw = AdamW({name: p for name, p in named.items() if name not in set(inner)}, config)
+        self.updates = 0
+
+    def step(self, lr: float) -> None:
+        if self.muon:
+            self.muon.step(lr)
+        self.adamw.step(lr)
+        self.updates += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole tensors by name. Collective."""
+        return {**self.adamw.state(), **(self.muon.state() if self.muon else {})}
+
+    def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
+        self.adamw.load_state(tensors, updates)
+        if self.muon:
+            self.muon.load_state(tensors)
+        self.updates = updates
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float, shard_group: comm.Group) -> Tensor:
+    """Scales gradients so that their global 2-norm is at most ``max_norm``; returns the norm before.
+
+    Every parameter counts once: squares of local shards are summed over the sharding group, in float64.
+    """
+    gradients = [fsdp.local(p.grad) for p in model.parameters() if p.grad is not None]
+    squares = torch.stack([norm.double() ** 2 for norm in torch._foreach_norm(gradients)]).sum()
+    norm = comm.sum_(squares, shard_group).sqrt()
+    scale = torch.clamp(max_norm / (norm + 1e-12), max=1.0)
+    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+    return norm

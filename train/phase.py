@@ -1,0 +1,136 @@
+"""What pretraining and supervised fine-tuning share: data, engine, checkpoints, the way a phase ends."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
+from farside.configs.stages import Stage
+from farside.data.batch import Batch
+from farside.data.loader import Loader
+from farside.data.mixture import Mixture, Source
+from farside.data.order import fold
+from farside.data.pack import TextSource, TraceSource
+from farside.data.prepare import Prepared, prepare
+from farside.data.synthetic.needle import NeedleSource
+from farside.parallel import comm
+from farside.train.checkpoint.format import Checkpoint
+from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.engine.native import NativeEngine
+from farside.train.loop import Progress
+from farside.train.loss import lm_loss
+from farside.train.runtime import Runtime
+
+SUMMARY = "summary.json"
+
+
+def load_data(runtime: Runtime) -> Prepared:
+    """Prepared data; rank 0 prepares what is missing while the others wait."""
+    folder = prepare(runtime.config.data) if runtime.main else None
+    folder = comm.broadcast_object(folder, runtime.mesh.dp)
+    data = Prepared(folder)
+    if data.tokenizer.vocab_size > runtime.config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {runtime.config.model.vocab_size}, but the tokenizer has {data.tokenizer.vocab_size} "
+            "tokens (data.tokenizer.vocab_size); raise the first or lower the second"
+        )
+    return data
+
+
+def identity(config: Config, data: Prepared) -> dict[str, Any]:
+    """What two checkpoints must share to continue one another."""
+    model = {key: value for key, value in vars(config.model).items() if key not in ("rope_theta", "initializer_range")}
+    return {**{f"model.{key}": value for key, value in model.items()}, "tokenizer": data.tokenizer.hash}
+
+
+def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> dict[str, Source]:
+    """Everything a mixture may name: <source>, needle_<source>, and trace if there is a file of conversations."""
+    sources: dict[str, Source] = {}
+    for name in data.names:
+        tokens = data.tokens(name, "train")
+        sources[name] = TextSource(name, tokens, data.tokenizer.end_of_text, config.data.seed)
+        if data.language(name) in NeedleSource.languages:
+            sources[f"needle_{name}"] = NeedleSource(
+                name, data.language(name), tokens, data.tokenizer, config.data.needle, config.data.seed
+            )
+    if traces is not None:
+        sources["trace"] = TraceSource(traces, data.tokenizer, config.data.seed)
+    return sources
+
+
+def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -> Callable[[Stage], Loader]:
+    """Loaders by stage. Each stage draws its own order: the seed is folded with the stage's number."""
+
+    def make(stage: Stage) -> Loader:
+        unknown = sorted(set(stage.mixture) - set(sources))
+        if unknown:
+            raise UserError(f"stage {stage.name!r}: mixture names {unknown[0]!r}; there are {', '.join(sorted(sources))}")
+        mixture = Mixture(sources, stage.mixture, fold(runtime.config.data.seed, salt, stage.index))
+        return Loader(
+            mixture, stage.seq_len, stage.global_batch_size, stage.micro_batch_size,
+            runtime.mesh.dp_rank, runtime.mesh.dp_size,
+        )  # fmt: skip
+
+    return make
+
+
+def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Progress:
+    """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
+    resumed = store.resume(engine)
+    if resumed is not None:
+        if runtime.main:
+            print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
+        return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
+    if runtime.init_from is None:
+        return Progress()
+    parent = store.start_from(runtime.init_from)
+    load_foreign(parent, engine)
+    return Progress(trained_length=parent.state["trained_length"])
+
+
+def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
+    """Weights of another phase; a head that it lacks (score) keeps its initial values."""
+    weights = checkpoint.tensors("model")
+    for name, value in engine.named_weights():
+        weights.setdefault(name, value)
+    engine.load_weights(weights)
+    engine.set_rope_theta(checkpoint.state["rope_theta"])
+
+
+def validation_loss(runtime: Runtime, engine: NativeEngine, data: Prepared, seq_len: int, rows: int = 32) -> dict[str, float]:
+    """Mean next-token loss in nats per source, over the first ``rows`` validation windows. Collective."""
+    losses: dict[str, float] = {}
+    for name in data.names:
+        source = TextSource(name, data.tokens(name, "validation"), data.tokenizer.end_of_text, 0)
+        count = min(rows, source.windows(seq_len))
+        mine = [source.window(row, seq_len) for row in range(runtime.mesh.dp_rank, count, runtime.mesh.dp_size)]
+        # a rank without rows joins with a row of weight zero: every rank runs every collective equally often
+        batch = Batch.of(mine or [source.window(0, seq_len)])
+        weights = batch.weights if mine else torch.zeros_like(batch.weights)
+        outputs = engine.token_outputs([batch])[0]
+        total: Tensor = lm_loss(outputs, Batch(**{**vars(batch), "weights": weights}).to(runtime.device)).total
+        sums = comm.sum_floats([total.item(), float(weights.double().sum())], runtime.mesh.dp, runtime.device)
+        losses[name] = sums[0] / sums[1]
+    return losses
+
+
+def write_summary(runtime: Runtime, started: float, **facts: Any) -> None:
+    """summary.json: a phase's headline facts and the checkpoint it leaves behind. Rank 0 only."""
+    if not runtime.main:
+        return
+    from farside.train.checkpoint.format import read
+
+    path = newest(runtime.dir)
+    assert path is not None
+    checkpoint = read(path)
+    described = {
+        "path": str(path), "step": checkpoint.step, "hash": checkpoint.hash, "parent": checkpoint.state["parent"],
+    }  # fmt: skip
+    record = {"seconds": time.monotonic() - started, "checkpoint": described, **facts}
+    (runtime.dir / SUMMARY).write_text(json.dumps(record, indent=1))

@@ -1,0 +1,45 @@
+"""Pretraining and context extension: the worker behind ``farside train``.
+
+    torchrun --nproc-per-node 2 -m farside.train.pretrain experiment=tiny
+"""
+
+import shutil
+import time
+
+from farside.configs.stages import Stage, pretrain_stages
+from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.engine.native import NativeEngine
+from farside.train.eval.niah import GridHook, evaluate_grid
+from farside.train.loop import TrainLoop
+from farside.train.loss import lm_loss
+from farside.train.phase import begin, identity, load_data, loader_maker, make_sources, validation_loss, write_summary
+from farside.train.runtime import Runtime, worker_main
+
+
+def main(runtime: Runtime) -> None:
+    started = time.monotonic()
+    config = runtime.config
+    stages = pretrain_stages(config)
+    data = load_data(runtime)
+    if runtime.main:
+        shutil.copyfile(data.folder / "data.json", runtime.dir / "data.json")
+    engine = NativeEngine(config, runtime.mesh, runtime.device)
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    progress = begin(runtime, engine, store)
+
+    def after_stage(stage: Stage) -> None:
+        if stage.eval:
+            evaluate_grid(runtime, engine, data, stage.name, stage.index, stage.seq_len, newest(runtime.dir))
+
+    hook = GridHook(runtime, engine, data, config.eval.every)
+    loop = TrainLoop(
+        runtime, engine, stages, loader_maker(runtime, make_sources(config, data)), lm_loss, store,
+        "train", [hook], after_stage,
+    )  # fmt: skip
+    loop.run(progress)
+    losses = validation_loss(runtime, engine, data, stages[-1].seq_len)
+    write_summary(runtime, started, validation_loss=losses, tokens=progress.tokens)
+
+
+if __name__ == "__main__":
+    worker_main(main)

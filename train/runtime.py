@@ -1,0 +1,193 @@
+"""What a worker process needs before it can train: its configuration, device, groups, logs and stop signal.
+
+A worker is started by farside's launcher (``--resolved``) or by a bare torchrun with Hydra overrides; in the
+second case rank 0 composes the configuration and every rank receives it.
+"""
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from farside.configs import compose
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
+from farside.parallel import comm
+from farside.parallel.mesh import Mesh, ParallelDims
+
+STOP_FILE = "stop"
+"""A file of this name in the run directory asks the run to save and end."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """dir: this phase's run directory; init_from: the checkpoint to start from if the directory holds none."""
+
+    config: Config
+    mesh: Mesh
+    device: torch.device
+    dir: Path
+    init_from: Path | None
+    stop: "StopRequest"
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.mesh.dp_rank == 0
+
+
+class StopRequest:
+    """Asked for by SIGTERM, SIGINT or the stop file; agreed on by all ranks at a step's boundary."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files, self.signalled = files, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signalled = True
+
+    @property
+    def requested(self) -> bool:
+        """This rank's view: pass it through ``agreed`` before acting on it."""
+        return self.signalled or any(file.exists() for file in self.files)
+
+    def agreed(self, mesh: Mesh, device: torch.device) -> bool:
+        """Whether any rank was asked. Collective."""
+        return comm.sum_floats([float(self.requested)], mesh.dp, device)[0] > 0
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has saved what it must, and ends well."""
+
+
+def worker_main(entry: Callable[[Runtime], None]) -> None:
+    """Runs ``entry`` as this process's whole job and turns its end into an exit code: 0 done or stopped, 2 wrong
+    input, 1 anything else. The cause is left in logs/error_rank_N.json for the launcher."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--resolved", type=Path)
+    parser.add_argument("--dir", type=Path)
+    parser.add_argument("--init-from", type=Path)
+    parser.add_argument("--stop-file", type=Path, action="append", default=[])
+    arguments, overrides = parser.parse_known_args()
+    rank = int(os.environ.get("RANK", "0"))
+    die_with_parent()
+    directory: Path | None = arguments.dir
+    code = 0
+    try:
+        config, mesh, device = _start(arguments.resolved, overrides, rank)
+        directory = arguments.dir or Path(config.run.dir)
+        init_from = arguments.init_from or (Path(config.train.init_from) if config.train.init_from else None)
+        _prepare_directory(directory, config, rank)
+        stop = StopRequest([directory / STOP_FILE, *arguments.stop_file])
+        if rank == 0:
+            write_status(directory, "running")
+        entry(Runtime(config, mesh, device, directory, init_from, stop))
+        if rank == 0:
+            write_status(directory, "finished")
+    except Stopped as stopped:
+        if rank == 0 and directory:
+            write_status(directory, "stopped", cause=str(stopped))
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        _report_failure(directory, rank, error, code)
+    if code == 0 and dist.is_initialized():
+        dist.barrier()  # nobody leaves while a peer still reads from it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without the interpreter's teardown. A failing rank must die at once, as its peers wait in a collective until it
+    # does; and gloo's threads, still alive then, now and again abort a process that had ended well.
+    os._exit(code)
+
+
+def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Config, Mesh, torch.device]:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    config = compose.load(resolved) if resolved else None
+    if world_size > 1:
+        timeout = datetime.timedelta(seconds=config.train.timeout_seconds if config else 300)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    if config is None:
+        text = compose.to_yaml(compose.compose(overrides)) if rank == 0 else ""
+        config = compose.from_yaml(comm.broadcast_object(text, dist.group.WORLD if world_size > 1 else None))
+    torch.set_num_threads(config.launch.threads_per_rank)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return config, ParallelDims.resolve(config.parallel, world_size).build(device.type), device
+
+
+def _prepare_directory(directory: Path, config: Config, rank: int) -> None:
+    """Folders and logs. Ranks above 0 write to logs/rank_N.log instead of the terminal; rank 0's stderr goes there too."""
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    log = (directory / "logs" / f"rank_{rank}.log").open("a", buffering=1)
+    (directory / "logs" / f"error_rank_{rank}.json").unlink(missing_ok=True)
+    os.dup2(log.fileno(), 2)
+    if rank > 0:
+        os.dup2(log.fileno(), 1)
+    else:
+        (directory / "config.yaml").write_text(compose.to_yaml(config))
+        (directory / "config.json").write_text(compose.to_json(config))
+        (directory / "machine.json").write_text(json.dumps(describe_machine()))
+
+
+def describe_machine() -> dict[str, object]:
+    """Processor, cores, memory and versions, for reports."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").is_file():
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def write_status(directory: Path, status: str, **more: object) -> None:
+    """status.json, replaced at once. A later call keeps what an earlier one said of the step."""
+    path = directory / "status.json"
+    kept = {}
+    if path.is_file():
+        old = json.loads(path.read_text())
+        kept = {key: old[key] for key in ("step", "steps") if key in old}
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"status": status, "cause": None, **kept, **more}))
+    os.replace(unfinished, path)
+
+
+def _report_failure(directory: Path | None, rank: int, error: Exception, code: int) -> None:
+    traceback.print_exc()
+    text = str(error) if code == 2 else f"{type(error).__name__}: {error}"
+    line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if directory is None or not (directory / "logs").is_dir():
+        return
+    record = {"rank": rank, "cause": line, "code": code}
+    (directory / "logs" / f"error_rank_{rank}.json").write_text(json.dumps(record))
+    if rank == 0 or code == 1:
+        write_status(directory, "failed", cause=f"rank {rank}: {line}")
+
+
+def die_with_parent() -> None:
+    """Linux: the kernel kills this process when its parent ends, so that a killed launcher leaves no orphans."""
+    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

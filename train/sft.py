@@ -1,0 +1,37 @@
+"""Supervised fine-tuning on conversations: the worker behind ``farside sft``.
+
+It is a stage of training like any other; what differs is a mixture that names ``trace``.
+"""
+
+import time
+
+from farside.configs.errors import UserError
+from farside.configs.stages import sft_stages
+from farside.train.checkpoint.store import CheckpointStore
+from farside.train.engine.native import NativeEngine
+from farside.train.loop import TrainLoop
+from farside.train.loss import lm_loss
+from farside.train.phase import begin, identity, load_data, loader_maker, make_sources, validation_loss, write_summary
+from farside.train.runtime import Runtime, worker_main
+
+TRACES = "traces.jsonl"
+
+
+def main(runtime: Runtime) -> None:
+    started = time.monotonic()
+    config = runtime.config
+    stages = sft_stages(config)
+    data = load_data(runtime)
+    engine = NativeEngine(config, runtime.mesh, runtime.device)
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    progress = begin(runtime, engine, store)
+    if progress.step == 0 and runtime.init_from is None:
+        raise UserError("sft: no checkpoint to start from; name one with train.init_from=PATH")
+    sources = make_sources(config, data, runtime.dir / TRACES)
+    loop = TrainLoop(runtime, engine, stages, loader_maker(runtime, sources, "sft"), lm_loss, store, "sft")
+    loop.run(progress)
+    write_summary(runtime, started, validation_loss=validation_loss(runtime, engine, data, stages[-1].seq_len))
+
+
+if __name__ == "__main__":
+    worker_main(main)
