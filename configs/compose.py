@@ -39,7 +39,9 @@ def compose(overrides: list[str]) -> Config:
 
 def to_config(composed: DictConfig) -> Config:
     """Resolved dataclasses from Hydra's mapping."""
-    composed = OmegaConf.create({key: value for key, value in _items(composed) if key != "hydra"}, flags={"allow_objects": True})
+    composed = OmegaConf.create(
+        {key: value for key, value in _items(composed) if key != "hydra"}, flags={"allow_objects": True}
+    )
     merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
     return cast(Config, OmegaConf.to_object(merged))
 
@@ -57,6 +59,21 @@ def to_json(config: Config) -> str:
     return json.dumps(container)
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted leaf key -> value."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, (dict, list)):
+                walk(value, f"{prefix}{key}.")
+            else:
+                found[f"{prefix}{key}"] = value
+
+    walk(json.loads(to_json(config)), "")
+    return found
+
+
 def from_yaml(text: str) -> Config:
     return to_config(cast(DictConfig, OmegaConf.create(text)))
 
@@ -71,12 +88,12 @@ def load(path: Path) -> Config:
         raise UserError(f"{path}: {explain(error)}") from error
 
 
-def keys(node: Any = None, prefix: str = "") -> list[str]:
+def keys(node: dict[str, Any] | None = None, prefix: str = "") -> list[str]:
     """Every key of the schema, dotted."""
-    container = OmegaConf.to_container(OmegaConf.structured(Config)) if node is None else node
+    container = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(Config)) if node is None else node)
     found: list[str] = []
     for key, value in container.items():
-        found.append(prefix + str(key))
+        found.append(prefix + key)
         if isinstance(value, dict):
             found += keys(value, f"{prefix}{key}.")
     return found
@@ -91,12 +108,12 @@ def explain(error: Exception) -> str:
     full_key = getattr(cause, "full_key", None) or ""
     if not full_key and (match := re.search(r"Could not override '([^']+)'", str(error))):
         full_key = match[1]
-    if re.search(r"is not in struct|not in '|Could not override|Key '.*' not in", text + str(error)) and full_key:
-        if full_key not in keys():
-            siblings = [key for key in keys() if key.count(".") == full_key.count(".")]
-            close = difflib.get_close_matches(full_key, siblings, n=1, cutoff=0.7)
-            hint = f"did you mean {close[0]}?" if close else "`farside train --cfg job` prints every key"
-            return f"{full_key}: no such key; {hint}"
+    unknown = re.search(r"is not in struct|not in '|Could not override|Key '.*' not in", text + str(error))
+    if unknown and full_key and full_key not in keys():
+        siblings = [key for key in keys() if key.count(".") == full_key.count(".")]
+        close = difflib.get_close_matches(full_key, siblings, n=1, cutoff=0.7)
+        hint = f"did you mean {close[0]}?" if close else "`farside train --cfg job` prints every key"
+        return f"{full_key}: no such key; {hint}"
     if match := re.search(r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config search path", text):
         return f"{match[1].replace('/', '=', 1)}: no such option; there are: {match[2]}"
     first = re.split(r" full_key:| object_type=", text)[0]

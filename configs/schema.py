@@ -48,7 +48,7 @@ class RunConfig:
 class ModelConfig:
     """A Llama/Qwen3-family decoder. Names follow Hugging Face's."""
 
-    vocab_size: int = 2048
+    vocab_size: int = 3072
     """Rows of the embedding; at least the tokenizer's vocabulary."""
     hidden_size: int = 128
     intermediate_size: int = 352
@@ -65,7 +65,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """RoPE base of a stage that names none."""
     initializer_range: float = 0.02
-    """Standard deviation of the embedding, the head and every matrix; residual outputs are divided by sqrt(2 layers)."""
+    """Standard deviation of every matrix; those that write to the residual stream get it over sqrt(2 layers)."""
 
 
 @dataclass
@@ -82,7 +82,8 @@ class ParallelConfig:
 class SourceConfig:
     kind: SourceKind = SourceKind.text
     path: str = ""
-    """Folder with train.txt, validation.txt and haystack.txt (documents parted by a form feed line); relative to the working directory, then to the installed farside. Unused for python_stdlib."""
+    """Folder with train.txt, validation.txt and haystack.txt (documents parted by a form feed line); relative to
+    the working directory, then to the installed farside. Unused for python_stdlib."""
     language: str = "en"
     """Picks sentence boundaries and needle wording: en, zh or code."""
     max_bytes: int = 2_000_000
@@ -91,9 +92,9 @@ class SourceConfig:
 
 @dataclass
 class TokenizerConfig:
-    vocab_size: int = 2048
+    vocab_size: int = 3072
     """Size of the byte-level BPE trained on the training split of all sources."""
-    needle_texts: int = 5000
+    needle_texts: int = 20_000
     """Training needles per language added to that text, so that their words are single tokens."""
 
 
@@ -119,7 +120,8 @@ class DataConfig:
     """Name -> source."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text) or trace (reasoning traces of sft.task)."""
+    """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's
+    text) or trace (reasoning traces of sft.task)."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     seed: int = 0
     """Sample i is a function of this seed and i."""
@@ -248,6 +250,9 @@ class SftConfig:
     """Supervised warm start on generated reasoning traces, mixed with replay so that retrieval survives."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
+    """The task of warm start, reward model and RL."""
+    traces: int = 20_000
+    """Worked answers to generate."""
     steps: int = 100
     lr: float = 1e-3
     seq_len: int = 512
@@ -255,8 +260,6 @@ class SftConfig:
     micro_batch_size: int = 16
     mixture: dict[str, float] = field(default_factory=lambda: {"trace": 1.0})
     """As data.mixture; trace is the task's traces."""
-    eval_prompts: int = 256
-    """Held-out problems whose greedy answers are verified at the end."""
 
 
 @dataclass
@@ -290,6 +293,8 @@ class RlConfig:
     clip_high: float = 0.2
     micro_batch_size: int = 256
     """Sequences a rank computes at once, at most."""
+    reward_model: str | None = None
+    """Checkpoint of the reward model; farside run fills it in."""
     reward_model_weight: float = 0.2
     """Weight of the reward model's sigmoid score beside the verifier's 0 or 1."""
     verifier_timeout_seconds: float = 5.0

@@ -36,10 +36,19 @@ def pretrain_stages(config: Config) -> list[Stage]:
         first_step = stages[-1].last_step if stages else 0
         stages.append(
             _stage(
-                config, len(stages), first_step, entry.name, entry.steps,
-                seq_len=entry.seq_len, rope_theta=entry.rope_theta, lr=entry.lr, mixture=entry.mixture,
-                global_batch_size=entry.global_batch_size, micro_batch_size=entry.micro_batch_size, eval=entry.eval,
-            )  # fmt: skip
+                config,
+                len(stages),
+                first_step,
+                entry.name,
+                entry.steps,
+                seq_len=entry.seq_len,
+                rope_theta=entry.rope_theta,
+                lr=entry.lr,
+                mixture=entry.mixture,
+                global_batch_size=entry.global_batch_size,
+                micro_batch_size=entry.micro_batch_size,
+                eval=entry.eval,
+            )
         )
     return check_stages(config, stages)
 
@@ -51,10 +60,18 @@ def sft_stages(config: Config) -> list[Stage]:
         config,
         [
             _stage(
-                config, 0, 0, "sft", sft.steps, seq_len=sft.seq_len, lr=sft.lr, mixture=sft.mixture,
+                config,
+                0,
+                0,
+                "sft",
+                sft.steps,
+                seq_len=sft.seq_len,
+                lr=sft.lr,
+                mixture=sft.mixture,
                 rope_theta=pretrain_stages(config)[-1].rope_theta,
-                global_batch_size=sft.global_batch_size, micro_batch_size=sft.micro_batch_size,
-            )  # fmt: skip
+                global_batch_size=sft.global_batch_size,
+                micro_batch_size=sft.micro_batch_size,
+            )
         ],
     )
 

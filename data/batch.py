@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +36,16 @@ class Batch:
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Batch":
         """Stacks rows of equal length."""
-        stacked = {
+        stacked: dict[str, Any] = {
             item.name: torch.from_numpy(np.stack([getattr(sample, item.name) for sample in samples]))
             for item in fields(Sample)
         }
         return cls(**stacked)
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {item.name: getattr(self, item.name).to(device, non_blocking=True) for item in fields(Sample)}
+        moved: dict[str, Any] = {
+            item.name: getattr(self, item.name).to(device, non_blocking=True) for item in fields(Sample)
+        }
         return Batch(**moved, extras={name: value.to(device) for name, value in self.extras.items()})
 
     @property

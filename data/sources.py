@@ -26,12 +26,16 @@ def _find(name: str, path: str) -> Path:
     for root in (Path.cwd(), _PACKAGE_ROOT):
         if (root / path).is_dir():
             return root / path
-    raise UserError(f"data.sources.{name}.path: no folder {path!r}; name one with train.txt, validation.txt, haystack.txt")
+    raise UserError(
+        f"data.sources.{name}.path: no folder {path!r}; name one with train.txt, validation.txt, haystack.txt"
+    )
 
 
 def _read_text(name: str, path: Path) -> list[str]:
     if not path.is_file():
-        raise UserError(f"data.sources.{name}: {path} is missing; every source needs train, validation and haystack files")
+        raise UserError(
+            f"data.sources.{name}: {path} is missing; every source needs train, validation and haystack files"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

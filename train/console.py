@@ -17,7 +17,11 @@ class StepPrinter:
         self.started, self.first_step = time.monotonic(), None
         self.progress: Progress | None = None
         if self.console.is_terminal and not silent:
-            columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}")]
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total}"),
+            ]
             self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
             self.task = self.progress.add_task(title, total=steps)
             self.progress.start()
@@ -38,9 +42,15 @@ class StepPrinter:
 
 
 FORMATS = {
-    "loss": "{:.4f}", "reward": "{:.3f}", "accuracy": "{:.3f}", "length": "{:.1f}", "entropy": "{:.3f}",
-    "grad_norm": "{:.3f}", "lr": "{:.2e}", "held_out_accuracy": "{:.3f}",
-}  # fmt: skip
+    "loss": "{:.4f}",
+    "reward": "{:.3f}",
+    "accuracy": "{:.3f}",
+    "length": "{:.1f}",
+    "entropy": "{:.3f}",
+    "grad_norm": "{:.3f}",
+    "lr": "{:.2e}",
+    "held_out_accuracy": "{:.3f}",
+}
 NAMES = {"grad_norm": "grad", "held_out_accuracy": "held-out"}
 
 
@@ -48,7 +58,7 @@ def format_step(title: str, record: dict[str, Any], steps: int) -> str:
     """One line of at most about 100 characters."""
     width = len(str(steps))
     parts = [f"{title} {record['step']:>{width}}/{steps}"]
-    if "seq_len" in record:
+    if record.get("stage", title) != title:
         parts.append(f"{record['stage']} {record['seq_len']:,}")
     parts += [f"{NAMES.get(key, key)} {text.format(record[key])}" for key, text in FORMATS.items() if key in record]
     if "tokens_per_second" in record:

@@ -10,11 +10,11 @@ import torch
 
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
-from farside.data.loader import Loader
+from farside.data.batch import Batch
 from farside.parallel import comm
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
-from farside.train.engine.base import Engine
+from farside.train.engine.base import Engine, Outputs
 from farside.train.loss import LossFn
 from farside.train.metrics import MetricsWriter
 from farside.train.model.flops import flops_per_token, measured_peak
@@ -28,6 +28,12 @@ class StepInfo:
 
     step: int
     stage: Stage
+
+
+class Feed(Protocol):
+    def step(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of the stage's step ``step`` (from 0)."""
+        ...
 
 
 class Hook(Protocol):
@@ -57,7 +63,7 @@ class TrainLoop:
         runtime: Runtime,
         engine: Engine,
         stages: Sequence[Stage],
-        make_loader: Callable[[Stage], Loader],
+        make_loader: Callable[[Stage], Feed],
         loss_fn: LossFn,
         store: CheckpointStore,
         title: str,
@@ -65,7 +71,12 @@ class TrainLoop:
         after_stage: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
         self.runtime, self.engine, self.stages, self.loss_fn = runtime, engine, list(stages), loss_fn
-        self.make_loader, self.store, self.hooks, self.after_stage = make_loader, store, list(hooks), after_stage
+        self.make_loader, self.store, self.hooks, self.after_stage = (
+            make_loader,
+            store,
+            list(hooks),
+            after_stage,
+        )
         self.config: Config = runtime.config
         self.title = title
         self.last_step = self.stages[-1].last_step
@@ -95,8 +106,9 @@ class TrainLoop:
             # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
             total_weight, stop = comm.sum_floats(
                 [sum(batch.weight for batch in microbatches), float(self.runtime.stop.requested)],
-                self.runtime.mesh.dp, self.runtime.device,
-            )  # fmt: skip
+                self.runtime.mesh.dp,
+                self.runtime.device,
+            )
             if stop:
                 self._stop(stage, progress)
             lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
@@ -105,7 +117,7 @@ class TrainLoop:
             progress.step += 1
             progress.tokens += stage.global_batch_size * stage.seq_len
             progress.trained_length = max(progress.trained_length, stage.seq_len)
-            self._record(stage, progress, outputs.loss, stats.grad_norm, lr, time.perf_counter() - started)
+            self._record(stage, progress, outputs, stats.grad_norm, lr, time.perf_counter() - started)
             if progress.step % self.config.checkpoint.every == 0 or progress.step == stage.last_step:
                 self._save(stage, progress)
             for hook in self.hooks:
@@ -114,7 +126,13 @@ class TrainLoop:
         self.after_stage(stage)
 
     def _record(
-        self, stage: Stage, progress: Progress, loss: torch.Tensor, grad_norm: torch.Tensor, lr: float, seconds: float
+        self,
+        stage: Stage,
+        progress: Progress,
+        outputs: Outputs,
+        grad_norm: torch.Tensor,
+        lr: float,
+        seconds: float,
     ) -> None:
         if not self.metrics:
             return
@@ -122,10 +140,19 @@ class TrainLoop:
         rate = tokens / seconds
         model_rate = rate * flops_per_token(self.config.model, stage.seq_len) / self.runtime.mesh.dp_size
         record = {
-            "step": progress.step, "tokens": progress.tokens, "loss": loss.item(), "grad_norm": grad_norm.item(),
-            "lr": lr, "seconds": seconds, "tokens_per_second": rate, "mfu": model_rate / self.peak,
-            "peak_memory_bytes": peak_memory_bytes(self.runtime.device), "stage": stage.name, "seq_len": stage.seq_len,
-        }  # fmt: skip
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "loss": outputs.loss.item(),
+            "grad_norm": grad_norm.item(),
+            "lr": lr,
+            "seconds": seconds,
+            "tokens_per_second": rate,
+            "mfu": model_rate / self.peak,
+            "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
+            "stage": stage.name,
+            "seq_len": stage.seq_len,
+            **{name: value.item() for name, value in outputs.metrics.items()},
+        }
         self.metrics.write(record)
         self.printer.step(record)
 

@@ -6,6 +6,7 @@ block nor end a run: ``python -m farside.train.metrics RUN_DIR PROJECT NAME MODE
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -43,6 +44,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file at once: a reader sees the old or the new one."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value, indent=1))
+    os.replace(unfinished, path)
+
+
 def start_mirror(run_dir: Path, project: str, name: str, mode: str) -> subprocess.Popen[bytes] | None:
     """Starts the W&B mirror unless mode is "off"."""
     if mode == "off":
@@ -51,8 +59,11 @@ def start_mirror(run_dir: Path, project: str, name: str, mode: str) -> subproces
     with (run_dir / "logs" / "wandb.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "farside.train.metrics", str(run_dir), project, name, mode],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def stop_mirror(mirror: subprocess.Popen[bytes] | None, run_dir: Path, seconds: float = 20.0) -> str | None:
@@ -74,17 +85,24 @@ def _mirror(run_dir: Path, project: str, name: str, mode: str) -> None:
 
     identity = run_dir / "wandb_id"
     if not identity.is_file():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(secrets.token_hex(8))
     run = wandb.init(
-        project=project, name=name, id=identity.read_text(), mode="online" if mode == "online" else "offline",
-        resume="allow", dir=str(run_dir), config=json.loads((run_dir / "config.json").read_text()),
-    )  # fmt: skip
+        project=project,
+        name=name,
+        id=identity.read_text(),
+        mode="online" if mode == "online" else "offline",
+        resume="allow",
+        dir=str(run_dir),
+        config=json.loads((run_dir / "config.json").read_text()),
+    )
     position, logged = 0, -1
     while True:
         ending = (run_dir / FINISHED).exists()
         if (run_dir / "metrics.jsonl").is_file():
             with (run_dir / "metrics.jsonl").open() as stream:
-                if position > os.fstat(stream.fileno()).st_size:  # truncated by a resume: start again, skip what is known
+                if (
+                    position > os.fstat(stream.fileno()).st_size
+                ):  # truncated by a resume: start again, skip what is known
                     position = 0
                 stream.seek(position)
                 while (line := stream.readline()).endswith("\n"):

@@ -70,12 +70,18 @@ def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -
     def make(stage: Stage) -> Loader:
         unknown = sorted(set(stage.mixture) - set(sources))
         if unknown:
-            raise UserError(f"stage {stage.name!r}: mixture names {unknown[0]!r}; there are {', '.join(sorted(sources))}")
+            raise UserError(
+                f"stage {stage.name!r}: mixture names {unknown[0]!r}; there are {', '.join(sorted(sources))}"
+            )
         mixture = Mixture(sources, stage.mixture, fold(runtime.config.data.seed, salt, stage.index))
         return Loader(
-            mixture, stage.seq_len, stage.global_batch_size, stage.micro_batch_size,
-            runtime.mesh.dp_rank, runtime.mesh.dp_size,
-        )  # fmt: skip
+            mixture,
+            stage.seq_len,
+            stage.global_batch_size,
+            stage.micro_batch_size,
+            runtime.mesh.dp_rank,
+            runtime.mesh.dp_size,
+        )
 
     return make
 
@@ -103,7 +109,9 @@ def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
     engine.set_rope_theta(checkpoint.state["rope_theta"])
 
 
-def validation_loss(runtime: Runtime, engine: NativeEngine, data: Prepared, seq_len: int, rows: int = 32) -> dict[str, float]:
+def validation_loss(
+    runtime: Runtime, engine: NativeEngine, data: Prepared, seq_len: int, rows: int = 32
+) -> dict[str, float]:
     """Mean next-token loss in nats per source, over the first ``rows`` validation windows. Collective."""
     losses: dict[str, float] = {}
     for name in data.names:
@@ -130,7 +138,10 @@ def write_summary(runtime: Runtime, started: float, **facts: Any) -> None:
     assert path is not None
     checkpoint = read(path)
     described = {
-        "path": str(path), "step": checkpoint.step, "hash": checkpoint.hash, "parent": checkpoint.state["parent"],
-    }  # fmt: skip
+        "path": str(path),
+        "step": checkpoint.step,
+        "hash": checkpoint.hash,
+        "parent": checkpoint.state["parent"],
+    }
     record = {"seconds": time.monotonic() - started, "checkpoint": described, **facts}
     (runtime.dir / SUMMARY).write_text(json.dumps(record, indent=1))

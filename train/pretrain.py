@@ -1,6 +1,6 @@
 """Pretraining and context extension: the worker behind ``farside train``.
 
-    torchrun --nproc-per-node 2 -m farside.train.pretrain experiment=tiny
+torchrun --nproc-per-node 2 -m farside.train.pretrain experiment=tiny
 """
 
 import shutil
@@ -12,7 +12,15 @@ from farside.train.engine.native import NativeEngine
 from farside.train.eval.niah import GridHook, evaluate_grid
 from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
-from farside.train.phase import begin, identity, load_data, loader_maker, make_sources, validation_loss, write_summary
+from farside.train.phase import (
+    begin,
+    identity,
+    load_data,
+    loader_maker,
+    make_sources,
+    validation_loss,
+    write_summary,
+)
 from farside.train.runtime import Runtime, worker_main
 
 
@@ -33,9 +41,16 @@ def main(runtime: Runtime) -> None:
 
     hook = GridHook(runtime, engine, data, config.eval.every)
     loop = TrainLoop(
-        runtime, engine, stages, loader_maker(runtime, make_sources(config, data)), lm_loss, store,
-        "train", [hook], after_stage,
-    )  # fmt: skip
+        runtime,
+        engine,
+        stages,
+        loader_maker(runtime, make_sources(config, data)),
+        lm_loss,
+        store,
+        "train",
+        [hook],
+        after_stage,
+    )
     loop.run(progress)
     losses = validation_loss(runtime, engine, data, stages[-1].seq_len)
     write_summary(runtime, started, validation_loss=losses, tokens=progress.tokens)

@@ -133,7 +133,7 @@ def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Conf
 
 
 def _prepare_directory(directory: Path, config: Config, rank: int) -> None:
-    """Folders and logs. Ranks above 0 write to logs/rank_N.log instead of the terminal; rank 0's stderr goes there too."""
+    """Folders and logs: stderr, and of ranks above 0 stdout too, goes to logs/rank_N.log."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     log = (directory / "logs" / f"rank_{rank}.log").open("a", buffering=1)
     (directory / "logs" / f"error_rank_{rank}.json").unlink(missing_ok=True)
@@ -150,7 +150,11 @@ def describe_machine() -> dict[str, object]:
     """Processor, cores, memory and versions, for reports."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").is_file():
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,

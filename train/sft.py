@@ -11,7 +11,15 @@ from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
-from farside.train.phase import begin, identity, load_data, loader_maker, make_sources, validation_loss, write_summary
+from farside.train.phase import (
+    begin,
+    identity,
+    load_data,
+    loader_maker,
+    make_sources,
+    validation_loss,
+    write_summary,
+)
 from farside.train.runtime import Runtime, worker_main
 
 TRACES = "traces.jsonl"

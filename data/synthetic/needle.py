@@ -119,7 +119,13 @@ class NeedleSource:
     languages = tuple(WORDINGS)
 
     def __init__(
-        self, name: str, language: str, tokens: np.ndarray, tokenizer: Tokenizer, config: NeedleConfig, seed: int
+        self,
+        name: str,
+        language: str,
+        tokens: np.ndarray,
+        tokenizer: Tokenizer,
+        config: NeedleConfig,
+        seed: int,
     ) -> None:
         self.name, self.tokens, self.config, self.seed = name, tokens, config, seed
         self.writer = NeedleWriter(language, tokenizer)

@@ -61,15 +61,30 @@ class Launcher:
             stale.unlink()
         (directory / "config.yaml").write_text(compose.to_yaml(config))
         (directory / "config.json").write_text(compose.to_json(config))
-        command = [*_python(config), "-m", module, "--resolved", str(directory / "config.yaml"), "--dir", str(directory)]
+        command = [
+            *_python(config),
+            "-m",
+            module,
+            "--resolved",
+            str(directory / "config.yaml"),
+            "--dir",
+            str(directory),
+        ]
         command += ["--stop-file", str(self.directory / STOP_FILE)]
         command += ["--init-from", str(init_from)] if init_from else []
         environment = {**os.environ, "OMP_NUM_THREADS": str(config.launch.threads_per_rank)}
         environment["PYTHONPATH"] = os.pathsep.join([str(_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
-        mirror = start_mirror(directory, config.logging.project, f"{config.run.name}/{directory.name}", config.logging.wandb.value)
+        mirror = start_mirror(
+            directory,
+            config.logging.project,
+            f"{config.run.name}/{directory.name}",
+            config.logging.wandb.value,
+        )
         with (logs / "launcher.log").open("ab") as log:
             offset = log.tell()
-            self.process = subprocess.Popen(command, stderr=log, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+            self.process = subprocess.Popen(
+                command, stderr=log, env=environment, start_new_session=True, preexec_fn=_die_with_parent
+            )
             code = self.process.wait()
             self.process = None
         warning = stop_mirror(mirror, directory)
@@ -87,7 +102,14 @@ def _python(config: Config) -> list[str]:
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     if ranks == 1:
         return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        "--max-restarts=0",
+    ]
 
 
 def _root() -> Path:
@@ -111,9 +133,15 @@ def _failure(directory: Path, code: int, log: str) -> JobFailed:
     killed = re.findall(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*-(\d+)", root_cause)
     if killed:
         rank, number = killed[0]
-        return JobFailed(f"{directory}: rank {rank} was killed by {signal.Signals(int(number)).name}; the same command resumes", 1)
+        return JobFailed(
+            f"{directory}: rank {rank} was killed by {signal.Signals(int(number)).name}; the same command resumes",
+            1,
+        )
     if records:
-        first = min(records, key=lambda record: (directory / "logs" / f"error_rank_{record['rank']}.json").stat().st_mtime)
+        first = min(
+            records,
+            key=lambda record: (directory / "logs" / f"error_rank_{record['rank']}.json").stat().st_mtime,
+        )
         log_file = directory / "logs" / f"rank_{first['rank']}.log"
         return JobFailed(f"{directory}: rank {first['rank']}: {first['cause']} (see {log_file})", 1)
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -138,7 +166,9 @@ def launching(directory: Path, command_line: str) -> Iterator[Launcher]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise UserError(f"run.dir {directory}: in use by {lock.read().strip()}; wait for it or name another run.dir") from error
+            raise UserError(
+                f"run.dir {directory}: in use by {lock.read().strip()}; wait for it or name another run.dir"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()

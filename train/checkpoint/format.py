@@ -49,9 +49,15 @@ def write(path: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: d
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for stem, named in tensors.items():
-        save_file({name: value.contiguous().cpu() for name, value in named.items()}, unfinished / f"{stem}.safetensors")
+        save_file(
+            {name: value.contiguous().cpu() for name, value in named.items()},
+            unfinished / f"{stem}.safetensors",
+        )
     (unfinished / "state.json").write_text(json.dumps(state, indent=1))
-    files = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in sorted(unfinished.iterdir())}
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)}
+        for file in sorted(unfinished.iterdir())
+    }
     manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1).encode()
     (unfinished / MANIFEST).write_bytes(manifest)
     _sync_and_hash(unfinished / MANIFEST)

@@ -23,7 +23,9 @@ DTYPES = {Dtype.float32: torch.float32, Dtype.float64: torch.float64}
 class NativeEngine:
     """Implements ``Engine``. head: "lm" or "scalar"; entropy: whether token outputs carry it."""
 
-    def __init__(self, config: Config, mesh: Mesh, device: torch.device, head: str = "lm", entropy: bool = False) -> None:
+    def __init__(
+        self, config: Config, mesh: Mesh, device: torch.device, head: str = "lm", entropy: bool = False
+    ) -> None:
         self.config, self.mesh, self.device, self.entropy = config, mesh, device, entropy
         self.context = SingleRank()
         with torch.device("meta"):

@@ -42,7 +42,13 @@ class Trial:
 
 
 def make_trial(
-    writer: NeedleWriter, haystack: np.ndarray, length: int, depth: float, row: int, column: int, seed: tuple[Any, ...]
+    writer: NeedleWriter,
+    haystack: np.ndarray,
+    length: int,
+    depth: float,
+    row: int,
+    column: int,
+    seed: tuple[Any, ...],
 ) -> Trial:
     """A prompt of exactly ``length`` tokens: text with one needle, then its question."""
     generator = rng("niah", *seed)
@@ -69,7 +75,10 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
     """Scores of one source's grid, alike on every rank. Collective; the ranks share each column's prompts."""
     writer = NeedleWriter(data.language(source), data.tokenizer)
     haystack = data.tokens(source, "haystack")
-    lengths, depths = [round(value) for value in axis(config.min_length, config.max_length, config.lengths)], axis(0, 100, config.depths)
+    lengths, depths = (
+        [round(value) for value in axis(config.min_length, config.max_length, config.lengths)],
+        axis(0, 100, config.depths),
+    )
     correct = np.zeros((len(depths), len(lengths)))
     examples: list[dict[str, Any]] = []
     for column, length in enumerate(lengths):
@@ -81,19 +90,28 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
             for repeat in range(config.needles)
         ]
         mine = trials[runtime.mesh.dp_rank :: runtime.mesh.dp_size]
-        found = [item for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.dp) for item in items]
+        found = [
+            item for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.dp) for item in items
+        ]
         for row, exact, _ in found:
             correct[row, column] += exact
         if column in (0, len(lengths) // 2, len(lengths) - 1):
             examples.append({"language": data.language(source), "length": length, **found[len(found) // 2][2]})
     scores = correct / config.needles
     return {
-        "language": data.language(source), "lengths": lengths, "depths": depths, "scores": scores.tolist(),
-        "green": int((scores == 1.0).sum()), "cells": scores.size, "examples": examples,
-    }  # fmt: skip
+        "language": data.language(source),
+        "lengths": lengths,
+        "depths": depths,
+        "scores": scores.tolist(),
+        "green": int((scores == 1.0).sum()),
+        "cells": scores.size,
+        "examples": examples,
+    }
 
 
-def answer_trials(model: Transformer, writer: NeedleWriter, trials: list[Trial], tokens_at_once: int = 16384) -> list[tuple[int, bool, dict[str, Any]]]:
+def answer_trials(
+    model: Transformer, writer: NeedleWriter, trials: list[Trial], tokens_at_once: int = 16384
+) -> list[tuple[int, bool, dict[str, Any]]]:
     """(row, exact, example) per trial, decoded in batches of at most ``tokens_at_once`` prompt tokens."""
     results: list[tuple[int, bool, dict[str, Any]]] = []
     if not trials:
@@ -106,17 +124,26 @@ def answer_trials(model: Transformer, writer: NeedleWriter, trials: list[Trial],
         for trial, answer in zip(batch, answers):
             exact, text = writer.is_exact(trial.needle, answer.tokens)
             example = {
-                "depth": trial.depth, "question": writer.wording.question.format(key=trial.needle.key).strip(),
-                "expected": trial.needle.value, "answer": text, "correct": exact,
-            }  # fmt: skip
+                "depth": trial.depth,
+                "question": writer.wording.question.format(key=trial.needle.key).strip(),
+                "expected": trial.needle.value,
+                "answer": text,
+                "correct": exact,
+            }
             results.append((trial.row, exact, example))
     return results
 
 
 def evaluate_grid(
-    runtime: Runtime, engine: NativeEngine, data: Prepared, name: str, order: int, trained_length: int,
-    checkpoint: Path | None, title: str = "",
-) -> dict[str, Any] | None:  # fmt: skip
+    runtime: Runtime,
+    engine: NativeEngine,
+    data: Prepared,
+    name: str,
+    order: int,
+    trained_length: int,
+    checkpoint: Path | None,
+    title: str = "",
+) -> dict[str, Any] | None:
     """The whole grid of the configuration into eval/<name>/niah.json and .png; done already, it is left alone."""
     folder = runtime.dir / "eval" / name
     if comm.broadcast_object((folder / "niah.json").is_file(), runtime.mesh.dp):
@@ -126,14 +153,24 @@ def evaluate_grid(
     model = engine.replica()
     grids = {source: run_grid(runtime, model, data, config, source) for source in config.sources}
     first = grids[config.sources[0]]
-    described = {"path": str(checkpoint), "hash": read(checkpoint).hash, "step": read(checkpoint).step} if checkpoint else None
+    described = (
+        {"path": str(checkpoint), "hash": read(checkpoint).hash, "step": read(checkpoint).step} if checkpoint else None
+    )
     result = {
-        "name": name, "order": order, "title": title or f"after stage {name}, trained to {trained_length:,} tokens",
-        "trained_length": trained_length, "checkpoint": described, "lengths": first["lengths"], "depths": first["depths"],
-        "needles_per_cell": config.needles, "seconds": time.monotonic() - started,
-        "grids": {grid["language"]: {key: grid[key] for key in ("green", "cells", "scores")} for grid in grids.values()},
+        "name": name,
+        "order": order,
+        "title": title or f"after stage {name}, trained to {trained_length:,} tokens",
+        "trained_length": trained_length,
+        "checkpoint": described,
+        "lengths": first["lengths"],
+        "depths": first["depths"],
+        "needles_per_cell": config.needles,
+        "seconds": time.monotonic() - started,
+        "grids": {
+            grid["language"]: {key: grid[key] for key in ("green", "cells", "scores")} for grid in grids.values()
+        },
         "examples": [example for grid in grids.values() for example in grid["examples"]],
-    }  # fmt: skip
+    }
     if runtime.main:
         write_grid(folder, result)
         counts = ", ".join(f"{language} {grid['green']}/{grid['cells']}" for language, grid in result["grids"].items())
@@ -185,8 +222,15 @@ def main(runtime: Runtime) -> None:
     if config.eval.rope_theta is not None:
         engine.set_rope_theta(config.eval.rope_theta)
     evaluate_grid(
-        runtime, engine, data, config.eval.name, 100, checkpoint.state["trained_length"], path, f"of {path.parent.parent.name}, step {checkpoint.step}"
-    )  # fmt: skip
+        runtime,
+        engine,
+        data,
+        config.eval.name,
+        100,
+        checkpoint.state["trained_length"],
+        path,
+        f"of {path.parent.parent.name}, step {checkpoint.step}",
+    )
 
 
 if __name__ == "__main__":

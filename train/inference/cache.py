@@ -39,7 +39,11 @@ class KVCache:
         k, v = self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
         seen_BT = torch.arange(filled, device=k.device) <= self.lengths_B[:, None]
         out = F.scaled_dot_product_attention(
-            q_B1HD.transpose(1, 2), k, v, attn_mask=seen_BT[:, None, None], enable_gqa=q_B1HD.shape[2] != k.shape[1]
+            q_B1HD.transpose(1, 2),
+            k,
+            v,
+            attn_mask=seen_BT[:, None, None],
+            enable_gqa=q_B1HD.shape[2] != k.shape[1],
         )
         return out.transpose(1, 2)
 

@@ -64,7 +64,11 @@ def generate(
         x_BE = model.hidden(token_B[:, None], cache.lengths_B[:, None], cache.decode)[:, 0]
         cache.lengths_B += 1
     return [
-        Generated(tokens[row, :count].tolist(), logprobs[row, :count].tolist(), bool(tokens[row, count - 1] != stop_token))
+        Generated(
+            tokens[row, :count].tolist(),
+            logprobs[row, :count].tolist(),
+            bool(tokens[row, count - 1] != stop_token),
+        )
         for row, count in enumerate(counts.tolist())
     ]
 

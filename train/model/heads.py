@@ -48,4 +48,5 @@ def score_tokens(x_BSE: Tensor, weight_VE: Tensor, labels_BS: Tensor, chunk: int
     logprobs = torch.cat([piece[0] for piece in pieces]).view_as(labels_BS).clone()
     if not entropy:
         return TokenOutputs(logprobs)
-    return TokenOutputs(logprobs, torch.cat([piece[1] for piece in pieces]).view_as(labels_BS).clone())
+    entropies = torch.cat([piece[1] for piece in pieces if piece[1] is not None])
+    return TokenOutputs(logprobs, entropies.view_as(labels_BS).clone())

@@ -40,7 +40,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        heads, kv_heads = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
         self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
@@ -123,7 +126,12 @@ class Transformer(nn.Module):
         return self.model.norm(x_BSE)
 
     def forward(
-        self, tokens_BS: Tensor, positions_BS: Tensor, labels_BS: Tensor, attend: Attend, entropy: bool = False
+        self,
+        tokens_BS: Tensor,
+        positions_BS: Tensor,
+        labels_BS: Tensor,
+        attend: Attend,
+        entropy: bool = False,
     ) -> TokenOutputs:
         """Per-token outputs for the labels; full logits exist for ``loss_chunk`` tokens at a time only."""
         x_BSE = self.hidden(tokens_BS, positions_BS, attend)

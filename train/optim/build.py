@@ -14,7 +14,9 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: OptimConfig, shard_group: comm.Group) -> None:
         named = dict(model.named_parameters())
-        inner = [name for name, p in named.items() if config.kind is OptimKind.muon and p.ndim == 2 and ".layers." in name]
+        inner = [
+            name for name, p in named.items() if config.kind is OptimKind.muon and p.ndim == 2 and ".layers." in name
+        ]
         self.muon = Muon({name: named[name] for name in inner}, config.weight_decay, shard_group) if inner else None
         self.adamw = AdamW({name: p for name, p in named.items() if name not in set(inner)}, config)
         self.updates = 0

@@ -34,7 +34,13 @@ class Muon:
     """Over sharded or plain matrices: each rank keeps its shard of the momentum; one all-gather per step brings the
     whole updates together, because orthogonalisation needs whole matrices."""
 
-    def __init__(self, named: dict[str, nn.Parameter], weight_decay: float, shard_group: comm.Group, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        named: dict[str, nn.Parameter],
+        weight_decay: float,
+        shard_group: comm.Group,
+        momentum: float = 0.95,
+    ) -> None:
         self.named, self.weight_decay, self.momentum, self.group = named, weight_decay, momentum, shard_group
         self.buffers = {name: torch.zeros_like(parameter, requires_grad=False) for name, parameter in named.items()}
 

@@ -1,0 +1,61 @@
+"""``farside doctor``: what this machine can do, in the form a bug report needs."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+PACKAGES = (
+    "torch",
+    "hydra-core",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "wandb",
+    "megatron-core",
+    "deepspeed",
+    "math-verify",
+)
+SELF_TEST = (
+    "import torch, torch.distributed as dist; dist.init_process_group('gloo'); x = torch.ones(1); dist.all_reduce(x); "
+    "assert x.item() == 2.0; print('ok') if dist.get_rank() == 0 else None"
+)
+
+
+def examine() -> int:
+    """Prints one fact a line; returns 0 when the gloo self-test of two ranks passes, else 1."""
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    facts["disk free here"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
+    for package in PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    for name, value in facts.items():
+        print(f"{name:<15} {value}")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--no-python",
+        sys.executable,
+    ]
+    result = subprocess.run(
+        [*command, "-c", SELF_TEST],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    good = result.returncode == 0 and "ok" in result.stdout
+    print(f"{'two gloo ranks':<15} {'ok' if good else 'FAILED: ' + result.stderr.strip()[-400:]}")
+    return 0 if good else 1

@@ -1,0 +1,195 @@
+"""The report's curves and bars as PNG bytes. Matplotlib's object interface, imported when first drawn."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from farside.report.numbers import is_number, number, percent
+from farside.report.read import Row, Stage, mean, numbers_of, stages_of
+from farside.train.eval.heatmap import ascii_only, draw_grids
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, SOFT, LINE = "#1d2530", "#5d6875", "#d5dae0"
+BLUE, ORANGE, GREEN = "#245f9e", "#c9700d", "#2b8a4b"
+DOTS_PER_INCH = 120
+
+
+def grids(results: list[Row]) -> bytes:
+    buffer = io.BytesIO()
+    draw_grids(results, buffer)
+    return buffer.getvalue()
+
+
+def loss_by_stage(stages: list[Stage]) -> bytes:
+    """Loss of every step, its running mean, and where each stage begins."""
+    figure, (axes,) = _figure(1, 1, 9.6, 3.5)
+    rows = [row for stage in stages for row in stage.rows]
+    _curve(axes, rows, "loss", BLUE)
+    _labels(axes, "loss, nats per weighted token", "training step")
+    _mark_stages(axes, stages, named=True)
+    return _png(figure)
+
+
+def throughput(stages: list[Stage]) -> bytes:
+    """Tokens a second and model FLOPs utilisation."""
+    rows = [row for stage in stages for row in stage.rows]
+    figure, (speed, use) = _figure(1, 2, 9.6, 2.7)
+    _curve(speed, rows, "tokens_per_second", BLUE)
+    _labels(speed, "tokens a second", "training step", bottom=0)
+    _curve(use, rows, "mfu", BLUE, scale=100)
+    _labels(use, "MFU, %", "training step", bottom=0)
+    for axes in (speed, use):
+        _mark_stages(axes, stages, named=False)
+    return _png(figure)
+
+
+def loss(rows: list[Row]) -> bytes:
+    figure, (axes,) = _figure(1, 1, 6.2, 2.7)
+    _curve(axes, rows, "loss", BLUE)
+    _labels(axes, "loss, nats per weighted token", "training step")
+    return _png(figure)
+
+
+def reward_accuracy(model: Any, format_only: Any) -> bytes:
+    """Held-out pair accuracy of the reward model beside a classifier that sees length and format only."""
+    figure, (axes,) = _figure(1, 1, 6.2, 1.9)
+    bars = [("length and format only", format_only, "#a3adb8"), ("reward model", model, BLUE)]
+    known = [(name, float(value), color) for name, value, color in bars if is_number(value)]
+    for position, (_, value, color) in enumerate(known):
+        axes.barh(position, 100 * value, color=color, height=0.6)
+        axes.text(100 * value + 1, position, percent(value), va="center", fontsize=10, color=INK)
+    axes.axvline(50, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(known)), labels=[name for name, _, _ in known])
+    axes.set_xlim(0, 112)
+    axes.set_xticks([0, 25, 50, 75, 100], labels=["0", "25", "50 (guessing)", "75", "100"])
+    axes.grid(False)
+    _labels(axes, "", "held-out pairs ordered rightly, %")
+    axes.tick_params(axis="y", labelsize=10)
+    return _png(figure)
+
+
+def rl_curves(rows: list[Row], summary: Row) -> bytes:
+    """Reward, verified accuracy, response length and entropy over the steps of RL."""
+    figure, panels = _figure(2, 2, 9.6, 5.2)
+    reward, accuracy, length, entropy = panels
+    _curve(reward, rows, "reward", BLUE)
+    _labels(reward, "mean reward", "")
+    _curve(accuracy, rows, "accuracy", BLUE, scale=100, label="sampled, training problems")
+    held_out = _held_out(rows, summary)
+    if held_out:
+        steps, values = zip(*held_out)
+        axes_values = [100 * v for v in values]
+        accuracy.plot(steps, axes_values, "o-", color=ORANGE, markersize=5, linewidth=1.4, label="greedy, held out")
+    _labels(accuracy, "verified correct, %", "", bottom=0, top=103)
+    if accuracy.get_legend_handles_labels()[0]:
+        accuracy.legend(fontsize=8, frameon=False, loc="lower right")
+    _curve(length, rows, "length", BLUE)
+    _labels(length, "response length, tokens", "RL step", bottom=0)
+    _curve(entropy, rows, "entropy", BLUE)
+    _labels(entropy, "entropy, nats per token", "RL step", bottom=0)
+    return _png(figure)
+
+
+def _held_out(rows: list[Row], summary: Row) -> list[tuple[int, float]]:
+    """(step, accuracy) of every held-out evaluation, with the ones before and after RL from its summary."""
+    points = {row["step"]: row["held_out_accuracy"] for row in rows if is_number(row.get("held_out_accuracy"))}
+    if is_number(summary.get("held_out_accuracy_before")):
+        points.setdefault(0, summary["held_out_accuracy_before"])
+    if rows and is_number(summary.get("held_out_accuracy_after")) and is_number(rows[-1].get("step")):
+        points.setdefault(rows[-1]["step"], summary["held_out_accuracy_after"])
+    return sorted(points.items())
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A light figure of ``width`` x ``height`` inches and its panels in reading order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(LINE)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=9, labelcolor=SOFT)
+        axes.margins(x=0.01)
+    return figure, panels
+
+
+def _labels(axes: Axes, up: str, along: str, bottom: float | None = None, top: float | None = None) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_ylabel(up, fontsize=9.5, color=INK)
+    axes.set_xlabel(along, fontsize=9.5, color=INK)
+    if along.endswith("step") or not along:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    if max(map(abs, axes.get_ylim())) >= 1000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.set_ylim(bottom=bottom, top=top)
+
+
+def _curve(axes: Axes, rows: list[Row], key: str, color: str, scale: float = 1, label: str = "") -> None:
+    """Every step faintly, its running mean on top; says so in the panel when nothing was recorded."""
+    known = [row for row in rows if is_number(row.get("step")) and is_number(row.get(key))]
+    if not known:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=SOFT)
+        return
+    axes.plot([r["step"] for r in known], [scale * r[key] for r in known], color=color, alpha=0.3, linewidth=1)
+    radius = max(1, len(known) // 40)
+    # Stage by stage: a mean across a boundary would smear a jump that is real.
+    for stage in stages_of(known):
+        steps, smooth = (
+            [r["step"] for r in stage.rows],
+            _running_mean([scale * r[key] for r in stage.rows], radius),
+        )
+        # A single step makes no line: mark it.
+        axes.plot(steps, smooth, color=color, linewidth=1.8, label=label, marker="o" if len(steps) == 1 else "")
+        label = ""  # one entry in the legend
+
+
+def _running_mean(values: list[float], radius: int) -> list[float]:
+    """Mean over at most ``radius`` steps on either side."""
+    return [
+        mean(values[max(0, i - radius) : i + radius + 1]) or 0.0  # a mean of at least one value
+        for i in range(len(values))
+    ]
+
+
+def _mark_stages(axes: Axes, stages: list[Stage], named: bool) -> None:
+    """Where each stage begins: a line, and its name and length above the panel."""
+    steps = [row["step"] for stage in stages for row in stage.rows if is_number(row.get("step"))]
+    known = [(stage, numbers_of(stage.rows, "step")) for stage in stages]
+    starts = [(stage, own[0]) for stage, own in known if own]
+    spans = [b - a for a, b in itertools.pairwise([*(start for _, start in starts), *steps[-1:]])]
+    # Upright names need room: slant them when a stage is narrower than its name.
+    crowded = bool(spans) and min(spans) < sum(spans) / 8
+    for index, (stage, start) in enumerate(starts):
+        if index:
+            axes.axvline(start, color=SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
+        if named:
+            length = f"{number(stage.seq_len)} tokens" if is_number(stage.seq_len) else ""
+            text = f"{ascii_only(stage.name)[:20]}\n{length}" if stage.name else length
+            axes.annotate(
+                text.replace("\n", ": ") if crowded else text,
+                (start, 1.02),
+                xycoords=("data", "axes fraction"),
+                fontsize=8.5,
+                color=SOFT,
+                rotation=28 if crowded else 0,
+                rotation_mode="anchor",
+                parse_math=False,  # a stage's name is not TeX
+            )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

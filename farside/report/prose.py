@@ -1,0 +1,43 @@
+"""What the report says to someone who meets these ideas for the first time: one paragraph a section."""
+
+SUMMARY = (
+    "A language model is trained from nothing on short texts, its context is extended stage by stage, and "
+    "it is then taught to reason: first from written examples, then by reinforcement learning (RL) on "
+    "answers that a program verifies. Each phase starts from the checkpoint of the one before."
+)
+DATA = (
+    "A byte-level tokenizer of {entries} entries is trained on the training text of all sources. "
+    "Validation and haystack text is never trained on; haystacks are the texts that needles are hidden "
+    "in."
+)
+PRETRAINING = (
+    "The model first learns on short texts, where retrieval is quickest to learn; each later stage "
+    "continues from the same weights on longer ones. Attention always covers the whole window. Where a "
+    "stage begins, the loss may jump: its texts are new to the model in length and mixture."
+)
+SPEED = (
+    "MFU is the share of the machine's peak arithmetic rate that the model's own arithmetic uses. In the "
+    "table, loss is the mean of a stage's last 20 steps; speed and MFU are medians."
+)
+NEEDLES = (
+    "In every cell {needles} made-up facts, the needles, are hidden around one depth of an unseen text of "
+    "one length, and asked for at the end. A cell is green when every one comes back exactly, red when "
+    "none does. Columns right of a dashed line are longer than anything that model had been trained on."
+)
+WARM_START = (
+    "The model imitates written-out reasoning: a thought between think marks, then the answer. This gives "
+    "reinforcement learning something to reward."
+)
+REWARD = (
+    "The model answers problems several times; the reward model learns from pairs of a right and a wrong "
+    "answer to score the right one higher. A reward model may cheat by looking at length and format only, "
+    "so a classifier that sees nothing else is its yardstick."
+)
+RL = (
+    "The model answers each problem several times. A program checks every answer; answers better than the "
+    "others to the same problem are made more likely, worse ones less. No solution is ever shown."
+)
+CURVES = (
+    "Faint: every step. Strong: running mean. Held-out problems are never trained on. Reward adds the "
+    "weighted score of the reward model to the verifier's 0 or 1."
+)

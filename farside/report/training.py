@@ -1,0 +1,198 @@
+"""The sections of the phases: pretraining, needle grids, warm start, reward model, reinforcement learning."""
+
+import itertools
+from typing import Any
+
+from farside.report import plots, prose
+from farside.report.markup import Markup, image, pill, quiet, section, table, tag
+from farside.report.numbers import NONE, change, count, is_number, number, percent, size
+from farside.report.overview import CONTENTS, held_out_change, loss_change
+from farside.report.read import Row, Run, Stage, mapping, mean, median, numbers_of, stages_of
+from farside.train.eval.heatmap import language_name
+
+_NOT_YET = quiet("Not run yet.")
+
+
+def pretraining(run: Run) -> Markup:
+    title = "Pretraining and context extension"
+    if not run.ran("pretrain"):
+        return section("pretraining", title, _NOT_YET)
+    rows = run.rows("pretrain")
+    parts: list[object] = [tag("p", prose.PRETRAINING)]
+    if rows:
+        stages = stages_of(rows)
+        parts += [
+            image(plots.loss_by_stage(stages), "training loss over steps, by stage"),
+            table(
+                (
+                    "stage",
+                    "length",
+                    "steps",
+                    "tokens",
+                    "loss at its end",
+                    "tokens a second",
+                    "MFU",
+                    "peak memory",
+                ),
+                _stage_rows(stages),
+                numeric=range(1, 8),
+            ),
+            image(
+                plots.throughput(stages),
+                "tokens a second and MFU over steps",
+                prose.SPEED,
+            ),
+        ]
+    parts += _validation(run.summary("pretrain"))
+    return section("pretraining", title, *parts)
+
+
+def _stage_rows(stages: list[Stage]) -> list[tuple[object, ...]]:
+    # Cumulative counts rise at every step, counts of a step repeat: both are read rightly.
+    every = [value for stage in stages for value in numbers_of(stage.rows, "tokens")]
+    cumulative = all(a < b for a, b in itertools.pairwise(every))
+    table_rows: list[tuple[object, ...]] = []
+    seen = 0.0
+    for stage in stages:
+        tokens = numbers_of(stage.rows, "tokens")
+        total = (tokens[-1] - seen if cumulative else sum(tokens)) if tokens else None
+        seen = tokens[-1] if tokens else seen
+        peak = max(numbers_of(stage.rows, "peak_memory_bytes"), default=None)
+        table_rows.append(
+            (
+                stage.name or NONE,
+                number(stage.seq_len),
+                number(len(stage.rows)),
+                count(total),
+                number(mean(numbers_of(stage.rows, "loss")[-20:])),
+                number(median(numbers_of(stage.rows, "tokens_per_second"))),
+                percent(median(numbers_of(stage.rows, "mfu"))),
+                size(peak),
+            )
+        )
+    return table_rows
+
+
+def _validation(summary: Row) -> list[object]:
+    losses = mapping(summary, "validation_loss")
+    if not losses:
+        return []
+    text = ", ".join(f"{language_name(name)} {number(value)}" for name, value in losses.items())
+    return [tag("p", f"Loss on text never trained on, nats a token: {text}.")]
+
+
+def warm_start(run: Run) -> Markup:
+    title = "Supervised warm start"
+    if not run.ran("sft"):
+        return section("sft", title, _NOT_YET)
+    rows, summary = run.rows("sft"), run.summary("sft")
+    parts: list[object] = [tag("p", prose.WARM_START)]
+    if "held_out_accuracy" in summary:
+        prompts = number(summary.get("held_out_prompts"))
+        asked = f"On {prompts} problems it has never seen, greedy answers are right "
+        parts.append(tag("p", asked, tag("b", percent(summary["held_out_accuracy"])), " of the time."))
+    if rows:
+        parts.append(image(plots.loss(rows), "warm-start loss over steps", f"Loss {loss_change(rows)}.", narrow=True))
+    return section("sft", title, *parts, *_validation(summary))
+
+
+def reward_model(run: Run) -> Markup:
+    if not run.ran("reward"):
+        return section("reward", CONTENTS["reward"], _NOT_YET)
+    summary = run.summary("reward")
+    model, baseline = summary.get("held_out_accuracy"), summary.get("format_baseline_accuracy")
+    parts: list[object] = [tag("p", prose.REWARD)]
+    if is_number(model):
+        if is_number(baseline):
+            verdict = "ahead of" if model > baseline else "no better than"
+            beside = f": {verdict} the {percent(baseline)} that length and format alone reach"
+        else:
+            beside = ""
+        pairs = f"{number(summary.get('held_out_pairs'))} held-out pairs"
+        parts.append(tag("p", f"On {pairs} it is right ", tag("b", percent(model)), f" of the time{beside}."))
+        parts.append(
+            image(plots.reward_accuracy(model, baseline), "reward model beside length and format", narrow=True)
+        )
+    rows = run.rows("reward")
+    trained = f"Trained on {number(summary.get('train_pairs'))} pairs" if "train_pairs" in summary else "Training"
+    accuracy = numbers_of(rows, "accuracy")
+    if rows:
+        over = change(percent(mean(accuracy[:5])), percent(mean(accuracy[-20:])))
+        trained += f": {len(rows):,} steps, loss {loss_change(rows)}, accuracy on training pairs {over}"
+    return section("reward", CONTENTS["reward"], *parts, quiet(trained + "."))
+
+
+def reinforcement(run: Run) -> Markup:
+    title = "Reinforcement learning"
+    if not run.ran("rl"):
+        return section("rl", title, _NOT_YET)
+    rows, summary = run.rows("rl"), run.summary("rl")
+    before, after = held_out_change(run)
+    parts: list[object] = [tag("p", prose.RL)]
+    if after != NONE:
+        parts.append(tag("p", "Held-out problems solved, greedy answers: ", tag("b", change(before, after)), "."))
+    if rows:
+        parts.append(
+            image(
+                plots.rl_curves(rows, summary),
+                "reward, accuracy, response length and entropy over RL steps",
+                prose.CURVES,
+            )
+        )
+        parts.append(table(("", "first 5 steps", "last 5 steps", "highest"), _rl_rows(rows), numeric=(1, 2, 3)))
+    return section("rl", title, *parts)
+
+
+def _rl_rows(rows: list[Row]) -> list[tuple[Any, ...]]:
+    table_rows = []
+    for key, name, form in (
+        ("reward", "mean reward", number),
+        ("accuracy", "verified correct, sampled", percent),
+        ("reward_model", "reward model's score", number),
+        ("length", "response length, tokens", number),
+        ("kl", "KL to the policy that sampled", number),
+        ("clip_share", "tokens with a clipped ratio", percent),
+        ("error_share", "answers the verifier failed on", percent),
+    ):
+        values = numbers_of(rows, key)
+        if values:
+            table_rows.append((name, form(mean(values[:5])), form(mean(values[-5:])), form(max(values))))
+    return table_rows
+
+
+def samples(run: Run) -> Markup:
+    title = "Sampled completions: early, middle, late"
+    by_step: dict[Any, list[Row]] = {}
+    for sample in run.samples:
+        if is_number(sample.get("step")):
+            by_step.setdefault(sample["step"], []).append(sample)
+    if not by_step:
+        return section("samples", title, _NOT_YET)
+    steps = sorted(by_step)
+    chosen = dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]])
+    parts: list[object] = [
+        quiet("The first completions logged at these steps, right or wrong, exactly as the model wrote them.")
+    ]
+    for step in chosen:
+        parts.append(tag("h3", f"Step {number(step)}"))
+        parts.append(tag("div", *(_sample(sample) for sample in by_step[step][:4]), class_="samples"))
+    return section("samples", title, *parts)
+
+
+def _sample(sample: Row) -> Markup:
+    verdict = str(sample.get("verdict", NONE))
+    # An error is no wrong answer: the reward could not be computed.
+    kind = "good" if verdict == "correct" else "warn" if verdict == "error" else "bad"
+    facts = (
+        f"expected {sample.get('reference', NONE)}",
+        f"reward {number(sample.get('reward'))}",
+        f"reward model {number(sample.get('reward_model'))}",
+        f"{number(sample.get('length'))} tokens",
+    )
+    return tag(
+        "div",
+        tag("div", tag("b", sample.get("question", NONE)), " ", pill(verdict, kind)),
+        tag("pre", sample.get("text", "")),
+        tag("p", *(tag("span", fact) for fact in facts), class_="facts"),
+        class_="sample",
+    )

@@ -1,0 +1,154 @@
+"""``farside run``: the whole job as phases, each a run directory inside the run's own, one lineage.
+
+A phase starts from the checkpoint of the one before it and is skipped once finished; so the same command again
+resumes wherever the last one ended.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from farside.configs import compose
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
+from farside.data.prepare import prepare
+from farside.launch.local import JobFailed, Launcher, read_status
+from farside.report.page import write_report
+from farside.rl.tasks.traces import write_traces
+from farside.train.metrics import write_json
+
+
+@dataclass(frozen=True)
+class Phase:
+    """name: its folder; module: the worker; parent: the phase whose last checkpoint it starts from."""
+
+    name: str
+    module: str
+    parent: str | None = None
+    before: Callable[[Config, Path], object] = lambda config, directory: None
+
+
+PHASES = (
+    Phase("pretrain", "farside.train.pretrain"),
+    Phase("sft", "farside.train.sft", "pretrain", lambda config, directory: write_traces(config.sft, directory)),
+    Phase("reward", "farside.rl.reward.train_reward", "sft"),
+    Phase("rl", "farside.rl.train", "sft"),
+    Phase("eval", "farside.train.eval.niah", "rl"),
+)
+
+
+def run(config: Config, launcher: Launcher) -> int:
+    """Runs what is left of the job; returns 0 when finished or stopped on request. Raises JobFailed."""
+    directory = launcher.directory
+    _hold_to_configuration(config, directory)
+    started, earlier = time.monotonic(), _spent(directory)
+    status = Status(directory, started, earlier)
+    status.write("running", "prepare")
+    prepare(config.data, print)
+    for phase in PHASES:
+        if launcher.stopping:
+            break
+        status.write("running", phase.name)
+        if not run_phase(phase, config, launcher, status):
+            break
+    else:
+        status.write("finished", "report")
+        print(f"report: {write_report(directory)}")
+        return 0
+    status.write("stopped", phase.name, cause="asked to stop")
+    print(f"stopped in {phase.name}; the same command goes on from there")
+    return 0
+
+
+def run_phase(phase: Phase, config: Config, launcher: Launcher, status: "Status") -> bool:
+    """Runs one phase unless it is finished; returns whether it is. Raises JobFailed."""
+    directory = launcher.directory / phase.name
+    if read_status(directory).get("status") == "finished":
+        return True
+    directory.mkdir(exist_ok=True)
+    print(f"── {phase.name} ──", flush=True)
+    phase.before(config, directory)
+    parent = final_checkpoint(launcher.directory / phase.parent) if phase.parent else None
+    began = time.monotonic()
+    try:
+        outcome = launcher.run_workers(phase.module, for_phase(phase, config, launcher.directory), directory, parent)
+    except JobFailed as failed:
+        status.add_phase(phase.name, time.monotonic() - began, "failed")
+        status.write("failed", phase.name, cause=str(failed))
+        write_report(launcher.directory)
+        raise
+    status.add_phase(phase.name, time.monotonic() - began, outcome)
+    collect(phase, launcher.directory)
+    write_report(launcher.directory)
+    return outcome == "finished"
+
+
+def for_phase(phase: Phase, config: Config, directory: Path) -> Config:
+    """The configuration with what only earlier phases could know."""
+    if phase.name == "rl" and config.rl.reward_model_weight:
+        return replace(config, rl=replace(config.rl, reward_model=str(final_checkpoint(directory / "reward"))))
+    if phase.name == "eval":
+        return replace(config, eval=replace(config.eval, name="after_rl"))
+    return config
+
+
+def final_checkpoint(directory: Path) -> Path:
+    return Path(json.loads((directory / "summary.json").read_text())["checkpoint"]["path"])
+
+
+def collect(phase: Phase, directory: Path) -> None:
+    """Copies what the report shows of a phase to the top: needle grids, the data's and the machine's description."""
+    for folder in (directory / phase.name / "eval").glob("*"):
+        shutil.copytree(folder, directory / "eval" / folder.name, dirs_exist_ok=True)
+    for name in ("data.json", "machine.json"):
+        if (directory / phase.name / name).is_file():
+            shutil.copyfile(directory / phase.name / name, directory / name)
+
+
+class Status:
+    """status.json and phases.json of the whole job."""
+
+    def __init__(self, directory: Path, started: float, earlier: float) -> None:
+        self.directory, self.started, self.earlier = directory, started, earlier
+
+    def write(self, status: str, phase: str, cause: str | None = None) -> None:
+        seconds = self.earlier + time.monotonic() - self.started
+        step = read_status(self.directory / phase).get("step")
+        write_json(
+            self.directory / "status.json",
+            {"status": status, "phase": phase, "step": step, "cause": cause, "seconds": seconds},
+        )
+
+    def add_phase(self, name: str, seconds: float, status: str) -> None:
+        """Adds to the phase's time of earlier attempts."""
+        path = self.directory / "phases.json"
+        phases: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+        spent = sum(entry["seconds"] for entry in phases if entry["name"] == name)
+        phases = [entry for entry in phases if entry["name"] != name]
+        write_json(path, [*phases, {"name": name, "seconds": spent + seconds, "status": status}])
+
+
+def _spent(directory: Path) -> float:
+    return float(str(read_status(directory).get("seconds", 0.0)))
+
+
+def _hold_to_configuration(config: Config, directory: Path) -> None:
+    """A run directory belongs to one configuration: a phase that is done must not be described by another."""
+    path = directory / "config.yaml"
+    if path.is_file():
+        free = ("logging.", "launch.", "run.")
+        old, new = (compose.flat(item) for item in (compose.load(path), config))
+        changed = [
+            key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(free)
+        ]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"{directory}: made with another configuration ({key} = {old.get(key)} there, {new.get(key)} here"
+                f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); use another run.name or run.dir"
+            )
+    path.write_text(compose.to_yaml(config))

@@ -1,0 +1,215 @@
+"""The reinforcement learning loop: sync, generate, score, advantage, step.
+
+Everything random is a function of (seed, step, problem), so that weights, optimizer state and the step number
+are the whole state: a resumed run repeats an uninterrupted one bit for bit.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from farside.data.batch import Batch
+from farside.parallel import comm
+from farside.rl.advantage import group_normalised
+from farside.rl.batches import policy_batches
+from farside.rl.loss import grpo_loss
+from farside.rl.policy import held_out_accuracy
+from farside.rl.reward.combine import CombinedReward
+from farside.rl.rollout.base import Rollout
+from farside.rl.types import Completion, Mark, Prompt, Score, Task
+from farside.train.checkpoint.store import CheckpointStore
+from farside.train.console import StepPrinter
+from farside.train.engine.base import Engine, Outputs
+from farside.train.loop import peak_memory_bytes
+from farside.train.loss import LossFn, WeightedSum
+from farside.train.metrics import MetricsWriter
+from farside.train.model.heads import TokenOutputs
+from farside.train.runtime import Runtime, Stopped, write_status
+
+
+def policy_loss(clip_low: float, clip_high: float) -> LossFn:
+    """GRPO's loss over the engine's seam; reports clip_share, kl, ratio and entropy."""
+    objective = grpo_loss(clip_low, clip_high)
+
+    def loss(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
+        assert outputs.logprobs is not None
+        assert outputs.entropy is not None
+        total, metrics = objective(
+            outputs.logprobs, batch.extras["old_logprobs"], batch.extras["advantages"], batch.weights
+        )
+        return WeightedSum(total, {**metrics, "entropy": (batch.weights * outputs.entropy.detach()).sum()})
+
+    return loss
+
+
+class RlLoop:
+    """Owns time and order; ``progress`` is what a checkpoint stores beside tensors."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        engine: Engine,
+        rollout: Rollout,
+        task: Task,
+        reward: CombinedReward,
+        store: CheckpointStore,
+    ) -> None:
+        self.runtime, self.engine, self.rollout, self.task = runtime, engine, rollout, task
+        self.reward, self.store, self.config = reward, store, runtime.config.rl
+        self.loss_fn = policy_loss(self.config.clip_low, self.config.clip_high)
+
+    def run(self, progress: dict[str, Any]) -> None:
+        """Trains to the last step. Raises Stopped after saving if asked to stop."""
+        runtime, main = self.runtime, self.runtime.main
+        self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
+        self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
+        self.printer = StepPrinter("rl", self.config.steps, runtime.config.logging.every, silent=not main)
+        try:
+            if "held_out_accuracy_before" not in progress:
+                progress["held_out_accuracy_before"] = self.evaluate(progress["step"])
+                self.printer.say(
+                    f"rl: held-out accuracy {progress['held_out_accuracy_before']:.1%} before the first step"
+                )
+            while progress["step"] < self.config.steps:
+                if runtime.stop.agreed(runtime.mesh, runtime.device):
+                    self._stop(progress)
+                self._step(progress)
+        finally:
+            self.printer.close()
+            for writer in (self.metrics, self.samples):
+                if writer:
+                    writer.close()
+
+    def _step(self, progress: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        step = progress["step"]
+        self.rollout.load_weights(self.engine.named_weights(), step)
+        completions = self.rollout.generate(
+            self.prompts(step),
+            self.config.samples_per_prompt,
+            self.config.max_new_tokens,
+            self.config.temperature,
+            self.runtime.config.train.seed,
+        )
+        seconds_rollout = time.perf_counter() - started
+        scores = self.reward.score(completions)
+        sums = self.totals(completions, scores)
+        if sums["errors"] > self.config.max_error_share * sums["samples"]:
+            raise RuntimeError(
+                f"{sums['errors']:.0f} of {sums['samples']:.0f} verdicts of step {step + 1} were errors, more than "
+                f"rl.max_error_share; one of them: {self.reward.last_error}"
+            )
+        batches = self.batches(completions, scores)
+        outputs = self.engine.forward_backward(batches, self.loss_fn, sums["samples"] - sums["errors"])
+        stats = self.engine.step(self.config.lr)
+        progress["step"] += 1
+        record = {
+            "step": progress["step"],
+            **self.describe(sums, outputs),
+            "grad_norm": stats.grad_norm.item(),
+            "lr": self.config.lr,
+            "seconds": time.perf_counter() - started,
+            "seconds_rollout": seconds_rollout,
+            "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
+        }
+        self._after_step(progress, record, completions, scores)
+
+    def prompts(self, step: int) -> list[Prompt]:
+        """This rank's problems: step k uses training problems [kP, (k+1)P), whatever the mesh."""
+        share = self.config.prompts_per_step // self.runtime.mesh.dp_size
+        first = step * self.config.prompts_per_step + self.runtime.mesh.dp_rank * share
+        return [self.task.prompt("train", first + offset) for offset in range(share)]
+
+    def batches(self, completions: Sequence[Completion], scores: Sequence[Score]) -> list[Batch]:
+        groups = (-1, self.config.samples_per_prompt)
+        rewards_PG = torch.tensor([score.reward for score in scores], dtype=torch.float64).view(groups)
+        valid_PG = torch.tensor([score.valid for score in scores]).view(groups)
+        advantages = group_normalised(rewards_PG, valid_PG)
+        return policy_batches(completions, advantages.flatten(), valid_PG.flatten(), self.config.micro_batch_size)
+
+    def totals(self, completions: Sequence[Completion], scores: Sequence[Score]) -> dict[str, float]:
+        """Sums over all ranks' samples; rewards count valid samples only."""
+        valid = [score for score in scores if score.valid]
+        names = ("samples", "errors", "reward", "correct", "reward_model", "tokens", "truncated")
+        values = [
+            float(len(scores)),
+            float(len(scores) - len(valid)),
+            sum(score.reward for score in valid),
+            float(sum(score.verdict.mark is Mark.correct for score in valid)),
+            sum(score.reward_model or 0.0 for score in valid),
+            float(sum(len(item.tokens) for item in completions)),
+            float(sum(item.truncated for item in completions)),
+        ]
+        return dict(zip(names, comm.sum_floats(values, self.runtime.mesh.dp, self.runtime.device)))
+
+    def describe(self, sums: dict[str, float], outputs: Outputs) -> dict[str, float]:
+        valid = max(sums["samples"] - sums["errors"], 1.0)
+        return {
+            "loss": outputs.loss.item(),
+            "reward": sums["reward"] / valid,
+            "accuracy": sums["correct"] / valid,
+            "reward_model": sums["reward_model"] / valid,
+            "length": sums["tokens"] / sums["samples"],
+            "tokens": sums["tokens"],
+            "truncated_share": sums["truncated"] / sums["samples"],
+            "error_share": sums["errors"] / sums["samples"],
+            **{name: value.item() for name, value in outputs.metrics.items()},
+        }
+
+    def evaluate(self, step: int) -> float:
+        """Greedy verified accuracy on held-out problems with the current weights. Collective."""
+        self.rollout.load_weights(self.engine.named_weights(), step)
+        accuracy, _ = held_out_accuracy(
+            self.runtime,
+            self.rollout,
+            self.task,
+            self.reward.verifier,
+            self.config.eval_prompts,
+            self.config.max_new_tokens,
+        )
+        return accuracy
+
+    def _after_step(
+        self,
+        progress: dict[str, Any],
+        record: dict[str, Any],
+        completions: Sequence[Completion],
+        scores: Sequence[Score],
+    ) -> None:
+        step, last = progress["step"], progress["step"] == self.config.steps
+        if step % self.config.eval_every == 0 or last:
+            record["held_out_accuracy"] = progress["held_out_accuracy"] = self.evaluate(step)
+        if self.metrics and self.samples:
+            self.metrics.write(record)
+            self.printer.step(record)
+            for item, score in list(zip(completions, scores))[: self.config.log_samples]:
+                self.samples.write(describe_sample(step, item, score))
+        if last or step % self.runtime.config.checkpoint.every == 0:
+            self._save(progress)
+
+    def _save(self, progress: dict[str, Any]) -> None:
+        self.store.save(self.engine, progress["step"], progress)
+        if self.runtime.main:
+            write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)
+
+    def _stop(self, progress: dict[str, Any]) -> None:
+        self._save(progress)
+        self.printer.say(f"stopped at step {progress['step']}, checkpoint saved; the same command goes on from there")
+        raise Stopped(f"asked to stop at step {progress['step']}")
+
+
+def describe_sample(step: int, item: Completion, score: Score) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    return {
+        "step": step,
+        "question": item.prompt.question,
+        "reference": item.prompt.answer,
+        "text": item.text,
+        "reward": score.reward if score.valid else None,
+        "verdict": score.verdict.mark.value,
+        "detail": score.verdict.detail,
+        "reward_model": score.reward_model,
+        "length": len(item.tokens),
+    }

@@ -1,0 +1,48 @@
+"""Loading what RL builds on: a policy or reward model from a checkpoint, unsharded, and greedy evaluation of it."""
+
+from pathlib import Path
+
+from farside.configs.errors import UserError
+from farside.data.prepare import Prepared
+from farside.parallel import comm
+from farside.rl.reward.verifier import VerifierPool
+from farside.rl.rollout.base import Rollout
+from farside.rl.types import Mark, Task
+from farside.train.checkpoint.format import Checkpoint
+from farside.train.checkpoint.store import CheckpointStore
+from farside.train.engine.native import NativeEngine
+from farside.train.model.transformer import Transformer
+from farside.train.phase import identity, load_foreign
+from farside.train.runtime import Runtime
+
+
+def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:
+    """A verified checkpoint's model on every rank. Raises UserError if it is of another model or head."""
+    engine = NativeEngine(runtime.config, runtime.mesh, runtime.device, head)
+    store = CheckpointStore(runtime.dir, 1, runtime.mesh.dp, identity(runtime.config, data))
+    checkpoint = store.start_from(path)
+    if head == "scalar" and "score.weight" not in checkpoint.tensors("model"):
+        raise UserError(
+            f"{path}: holds no reward model (no score.weight); name a checkpoint that `farside reward` made"
+        )
+    load_foreign(checkpoint, engine)
+    return engine.replica(), checkpoint
+
+
+def held_out_accuracy(
+    runtime: Runtime, rollout: Rollout, task: Task, verifier: VerifierPool, prompts: int, max_new_tokens: int
+) -> tuple[float, float]:
+    """(verified accuracy, mean length in tokens) of greedy answers to held-out problems 0..prompts-1. Collective.
+
+    A verifier error counts as not answered: it lowers the accuracy, never raises it.
+    """
+    mine = [task.prompt("held_out", index) for index in range(runtime.mesh.dp_rank, prompts, runtime.mesh.dp_size)]
+    answers = rollout.generate(mine, 1, max_new_tokens, 0.0, seed=0) if mine else []
+    verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
+    right = sum(verdict.mark is Mark.correct for verdict in verdicts)
+    sums = comm.sum_floats(
+        [float(right), float(sum(len(answer.tokens) for answer in answers)), float(len(answers))],
+        runtime.mesh.dp,
+        runtime.device,
+    )
+    return sums[0] / sums[2], sums[1] / sums[2]

@@ -1,0 +1,98 @@
+"""Preference pairs from the policy's own samples: same problem, same format, one right and one wrong."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from farside.data.batch import Batch
+from farside.data.order import fold, permuted
+from farside.rl.reward.model import last_token_batch
+from farside.rl.types import Completion, Mark, Prompt, Verdict
+
+
+@dataclass(frozen=True)
+class Pair:
+    chosen: Completion
+    rejected: Completion
+
+
+def shape_of(text: str) -> str:
+    """The text with its numbers masked: answers of one shape differ in their digits only."""
+    return re.sub(r"\d+", "0", text)
+
+
+def make_pairs(completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4) -> list[Pair]:
+    """Pairs each wrong answer with a right one of the same shape, nearest in length; unmatched ones are dropped.
+
+    The wrong answers must be whole (ended, not truncated), so that neither format nor length gives them away.
+    """
+    pairs: list[Pair] = []
+    by_prompt: dict[int, list[tuple[Completion, Verdict]]] = {}
+    for completion, verdict in zip(completions, verdicts):
+        by_prompt.setdefault(completion.prompt.index, []).append((completion, verdict))
+    for samples in by_prompt.values():
+        right = {item.text: item for item, verdict in samples if verdict.mark is Mark.correct}
+        wrong = {item.text: item for item, verdict in samples if verdict.mark is Mark.wrong and not item.truncated}
+        free = list(right.values())
+        for rejected in list(wrong.values())[:per_prompt]:
+            alike = [item for item in free if shape_of(item.text) == shape_of(rejected.text)]
+            if alike:
+                chosen = min(alike, key=lambda item: abs(len(item.tokens) - len(rejected.tokens)))
+                free.remove(chosen)
+                pairs.append(Pair(chosen, rejected))
+    return pairs
+
+
+class PairFeed:
+    """Batches of pairs for the training loop: pair i of the endless stream is a function of (seed, i)."""
+
+    def __init__(self, pairs: list[Pair], per_step: int, micro_pairs: int, seed: int, rank: int, size: int) -> None:
+        assert per_step % size == 0
+        self.pairs, self.per_step, self.micro_pairs, self.seed, self.rank, self.size = (
+            pairs,
+            per_step,
+            micro_pairs,
+            seed,
+            rank,
+            size,
+        )
+
+    def step(self, step: int) -> list[Batch]:
+        share = self.per_step // self.size
+        first = step * self.per_step + self.rank * share
+        drawn = [self.pairs[self._number(first + offset)] for offset in range(share)]
+        return [pair_batch(drawn[start : start + self.micro_pairs]) for start in range(0, share, self.micro_pairs)]
+
+    def _number(self, index: int) -> int:
+        epoch, within = divmod(index, len(self.pairs))
+        return permuted(within, len(self.pairs), fold(self.seed, "pairs", epoch))
+
+
+def pair_batch(pairs: Sequence[Pair]) -> Batch:
+    """Rows chosen, rejected, chosen, ...; a pair weighs 1."""
+    return last_token_batch([item for pair in pairs for item in (pair.chosen, pair.rejected)], 0.5)
+
+
+def save_pairs(path: Path, pairs: dict[str, list[Pair]]) -> None:
+    """As JSONL, one pair a line with its split; appears whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        for split, members in pairs.items():
+            for pair in members:
+                stream.write(json.dumps({"split": split, **asdict(pair)}, ensure_ascii=False) + "\n")
+    unfinished.rename(path)
+
+
+def load_pairs(path: Path) -> dict[str, list[Pair]]:
+    pairs: dict[str, list[Pair]] = {"train": [], "held_out": []}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        pairs[record["split"]].append(Pair(_completion(record["chosen"]), _completion(record["rejected"])))
+    return pairs
+
+
+def _completion(record: dict[str, Any]) -> Completion:
+    return Completion(**{**record, "prompt": Prompt(**record["prompt"])})

@@ -1,0 +1,91 @@
+"""The worker behind ``farside rl``: GRPO from a warm-started policy with verifier and reward model."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
+from farside.data.prepare import Prepared
+from farside.rl.loop import RlLoop
+from farside.rl.policy import load_unsharded
+from farside.rl.reward.combine import CombinedReward
+from farside.rl.reward.model import RewardModel
+from farside.rl.reward.train_reward import NORMALISATION
+from farside.rl.reward.verifier import VerifierPool
+from farside.rl.rollout.native import NativeRollout
+from farside.rl.tasks.registry import make_task
+from farside.train.checkpoint.store import CheckpointStore
+from farside.train.engine.native import NativeEngine
+from farside.train.phase import identity, load_data, load_foreign, write_summary
+from farside.train.runtime import Runtime, worker_main
+
+
+def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> dict[str, Any]:
+    """Resumes, or starts from the policy's checkpoint."""
+    resumed = store.resume(engine)
+    if resumed is not None:
+        engine.set_rope_theta(resumed.state["rope_theta"])
+        if runtime.main:
+            print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
+        return {key: value for key, value in resumed.state.items() if key not in ("identity", "parent", "updates")}
+    if runtime.init_from is None:
+        raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
+    parent = store.start_from(runtime.init_from)
+    load_foreign(parent, engine)
+    return {key: parent.state[key] for key in ("rope_theta", "trained_length", "tokens")} | {
+        "step": 0,
+        "stage": "rl",
+    }
+
+
+def load_reward_model(runtime: Runtime, data: Prepared) -> RewardModel | None:
+    """The model of rl.reward_model, or None when it carries no weight."""
+    config = runtime.config.rl
+    if config.reward_model_weight == 0:
+        return None
+    if config.reward_model is None:
+        raise UserError(
+            "rl.reward_model: no checkpoint given; name one that `farside reward` made, or set rl.reward_model_weight=0"
+        )
+    path = Path(config.reward_model)
+    model, _ = load_unsharded(runtime, data, path, "scalar")
+    spread = json.loads((path.parent.parent / NORMALISATION).read_text())
+    return RewardModel(model, spread["center"], spread["scale"])
+
+
+def check(config: Config) -> None:
+    ranks = config.parallel.dp_replicate * config.parallel.dp_shard
+    if config.rl.prompts_per_step % ranks:
+        raise UserError(
+            f"rl.prompts_per_step = {config.rl.prompts_per_step} does not divide over {ranks} ranks; "
+            f"use a multiple of {ranks}"
+        )
+    if config.rl.samples_per_prompt < 2:
+        raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
+
+
+def main(runtime: Runtime) -> None:
+    started = time.monotonic()
+    config = runtime.config
+    check(config)
+    data = load_data(runtime)
+    engine = NativeEngine(config, runtime.mesh, runtime.device, entropy=True)
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    progress = begin_rl(runtime, engine, store)
+    rollout = NativeRollout(engine.replica(), data.tokenizer)
+    with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
+        reward = CombinedReward(verifier, load_reward_model(runtime, data), config.rl.reward_model_weight)
+        RlLoop(runtime, engine, rollout, make_task(config.sft.task), reward, store).run(progress)
+    write_summary(
+        runtime,
+        started,
+        held_out_accuracy_before=progress["held_out_accuracy_before"],
+        held_out_accuracy_after=progress["held_out_accuracy"],
+        held_out_prompts=config.rl.eval_prompts,
+    )
+
+
+if __name__ == "__main__":
+    worker_main(main)
