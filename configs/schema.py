@@ -100,16 +100,16 @@ class TokenizerConfig:
 
 @dataclass
 class NeedleConfig:
-    """Needle documents for training: real text, needles at sentence boundaries, questions at the end."""
+    """Needle documents for training: real text, needles at sentence boundaries, questions with answers at the end."""
 
-    needles: int = 4
-    """Needles (and questions) in one document at most; short documents hold fewer."""
-    tokens_per_needle: int = 24
+    needles: int = 20
+    """Needles (and questions) in one document at most; half of the documents hold as many, the others fewer."""
+    tokens_per_needle: int = 18
     """A document holds at most seq_len / this many needles."""
-    answer_weight: float = 1.0
-    """Loss weight of the tokens of an answer."""
-    text_weight: float = 0.1
-    """Loss weight of every other token of a needle document."""
+    answer_share: float = 0.9
+    """Share of a document's loss weight on its answers; a document weighs as much as a window of plain text."""
+    text_share: float = 0.25
+    """Share of its other tokens, drawn at random, that carry the rest; the others cost no logits."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ error to the next), in an order permuted by the seed. So shares are exact, and a
 numbered without gaps, from nothing but i.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -31,14 +32,16 @@ class Mixture:
         self.seed = seed
 
     def _before(self, block: int) -> list[int]:
-        """Samples of each source before a block: rounded cumulative shares, which always sum to 256·block."""
-        counts, cumulative, previous = [], 0.0, 0
-        for share in self.shares[:-1]:
-            cumulative += share
-            boundary = round(cumulative * BLOCK * block)
-            counts.append(boundary - previous)
-            previous = boundary
-        return [*counts, BLOCK * block - previous]
+        """Samples of each source before a block; they sum to 256·block and never fall from block to block.
+
+        Each source in turn takes its rounded part of what those before it left: a part of a growing whole grows,
+        where the difference of two rounded cumulative shares may fall, and a number would be used twice.
+        """
+        counts, left = [], BLOCK * block
+        for number, share in enumerate(self.shares[:-1]):
+            counts.append(math.floor(left * (share / sum(self.shares[number:])) + 0.5))
+            left -= counts[-1]
+        return [*counts, left]
 
     def locate(self, index: int) -> tuple[str, int]:
         """(source name, the source's own sample number) of sample ``index``."""

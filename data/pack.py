@@ -54,13 +54,13 @@ class TraceSource:
         self.path, self.seed, self.end_of_text = path, seed, tokenizer.end_of_text
         if not path.is_file():
             raise UserError(f"{path}: no such file of conversations; `farside sft` writes it, or name your own")
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = _read_conversations(path)
         if not lines:
             raise UserError(f"{path}: holds no conversations; remove it so that it is written anew")
-        if not all(line["response"].endswith(END) for line in lines):
+        if not all(response.endswith(END) for _, response in lines):
             raise UserError(f"{path}: a response does not end with {END}")
-        prompts = [tokenizer.encode_prompt(line["question"]) for line in lines]
-        responses = tokenizer.encode_batch([line["response"] for line in lines])
+        prompts = [tokenizer.encode_prompt(question) for question, _ in lines]
+        responses = tokenizer.encode_batch([response for _, response in lines])
         self.conversations = list(zip(prompts, responses))
         self._plans: dict[tuple[int, int], list[list[int]]] = {}
 
@@ -101,3 +101,19 @@ class TraceSource:
             starts[end] = True
             tokens[end:] = self.end_of_text
         return document_sample(tokens, weights, starts)
+
+
+def _read_conversations(path: Path) -> list[tuple[str, str]]:
+    """(question, response) per line. Raises UserError naming the line that is not such a pair."""
+    pairs: list[tuple[str, str]] = []
+    # split at "\n" only: splitlines would cut at U+2028 and its like, which JSON leaves inside strings
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+                pairs.append((str(record["question"]), str(record["response"])))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}: line {number} is no pair of question and response ({error}); mend or remove it"
+                ) from error
+    return pairs

@@ -34,7 +34,8 @@ def prepare(config: DataConfig, say: Callable[[str], None] = lambda line: None) 
         raise UserError("data.sources: none given; name at least one source of text")
     texts = {name: read_source(name, source) for name, source in sorted(config.sources.items())}
     hashes = {name: {split: _hash_documents(texts[name][split]) for split in SPLITS} for name in texts}
-    described = {"format": FORMAT, "tokenizer": vars(config.tokenizer), "sources": hashes}
+    languages = {name: config.sources[name].language for name in texts}
+    described = {"format": FORMAT, "tokenizer": vars(config.tokenizer), "languages": languages, "sources": hashes}
     fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     folder = Path(config.dir) / fingerprint[:16]
     if (folder / "data.json").is_file():
@@ -50,7 +51,7 @@ def prepare(config: DataConfig, say: Callable[[str], None] = lambda line: None) 
             "fingerprint": fingerprint,
             "tokenizer_hash": tokenizer.hash,
             "vocab_size": tokenizer.vocab_size,
-            "languages": {name: config.sources[name].language for name in texts},
+            "languages": languages,
             "source_hashes": hashes,
             "sources": counts,
         }

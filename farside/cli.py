@@ -55,7 +55,9 @@ def main() -> None:
     try:
         code = importlib.import_module("farside.launch.commands").dispatch(command, rest)
     except UserError as error:
-        fail(str(error))
+        fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        code = 130
     sys.exit(code)
 
 

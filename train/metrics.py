@@ -1,20 +1,29 @@
-"""metrics.jsonl is the truth; W&B is its mirror.
+"""metrics.jsonl is the truth; W&B is its mirror. Light: launcher and workers share what a run directory needs.
 
 The mirror is a process of its own that follows the file, so that a slow, absent or broken W&B can neither
 block nor end a run: ``python -m farside.train.metrics RUN_DIR PROJECT NAME MODE``.
 """
 
+import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import secrets
+import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from farside.configs.errors import UserError
 
 FINISHED = "wandb_stop"
 """File that tells the mirror to drain and end."""
+LOCK = "lock"
+"""Held by the job that uses the run directory; names it."""
 
 
 class MetricsWriter:
@@ -51,6 +60,64 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(unfinished, path)
 
 
+def hold_directory(directory: Path) -> TextIO:
+    """Takes the run directory for this process; closing the result (or dying) gives it back.
+
+    Raises UserError naming the holder if another job has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"run.dir {directory}: cannot be written ({error.strerror}); name another") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise UserError(f"run.dir {directory}: in use by {holder}; wait for it or name another run.dir") from error
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        lock.flush()
+    return lock
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a live process holds the directory."""
+    if not (directory / LOCK).is_file():
+        return False
+    with (directory / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def die_with_parent(ancestor: int | None = None) -> None:
+    """Linux: the kernel kills this process when its parent ends, so that a killed launcher leaves no orphans.
+
+    ancestor: a process that this one descends from; if it or one in between died before the kernel was told,
+    this process ends at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if ancestor is not None and not _descends_from(ancestor):
+            os._exit(1)
+
+
+def _descends_from(ancestor: int) -> bool:
+    process = os.getppid()
+    while process not in (0, ancestor):
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except FileNotFoundError:
+            return False
+    return process == ancestor
+
+
 def start_mirror(run_dir: Path, project: str, name: str, mode: str) -> subprocess.Popen[bytes] | None:
     """Starts the W&B mirror unless mode is "off"."""
     if mode == "off":
@@ -58,7 +125,7 @@ def start_mirror(run_dir: Path, project: str, name: str, mode: str) -> subproces
     (run_dir / FINISHED).unlink(missing_ok=True)
     with (run_dir / "logs" / "wandb.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "farside.train.metrics", str(run_dir), project, name, mode],
+            [sys.executable, "-m", "farside.train.metrics", str(run_dir), project, name, mode, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -74,7 +141,8 @@ def stop_mirror(mirror: subprocess.Popen[bytes] | None, run_dir: Path, seconds: 
     try:
         code = mirror.wait(seconds)
     except subprocess.TimeoutExpired:
-        mirror.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(mirror.pid, signal.SIGKILL)  # W&B's own service with it
         mirror.wait()
         return f"W&B did not answer within {seconds:.0f} s; the run is whole in metrics.jsonl (see logs/wandb.log)"
     return f"W&B failed; the run is whole in metrics.jsonl (see logs/wandb.log, exit code {code})" if code else None
@@ -118,4 +186,5 @@ def _mirror(run_dir: Path, project: str, name: str, mode: str) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[5]))
     _mirror(Path(sys.argv[1]), *sys.argv[2:5])

@@ -5,14 +5,13 @@ second case rank 0 composes the configuration and every rank receives it.
 """
 
 import argparse
-import ctypes
+import contextlib
 import datetime
 import json
 import os
 import platform
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
+from farside.train.metrics import die_with_parent, hold_directory
 
 STOP_FILE = "stop"
 """A file of this name in the run directory asks the run to save and end."""
@@ -52,7 +52,7 @@ class StopRequest:
     """Asked for by SIGTERM, SIGINT or the stop file; agreed on by all ranks at a step's boundary."""
 
     def __init__(self, files: list[Path]) -> None:
-        self.files, self.signalled = files, False
+        self.files, self.signalled = list(files), False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -81,17 +81,24 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--init-from", type=Path)
     parser.add_argument("--stop-file", type=Path, action="append", default=[])
+    parser.add_argument("--launcher", type=int)
     arguments, overrides = parser.parse_known_args()
     rank = int(os.environ.get("RANK", "0"))
-    die_with_parent()
+    die_with_parent(arguments.launcher)
+    stop = StopRequest(arguments.stop_file)
+    terminal = os.dup(2)
     directory: Path | None = arguments.dir
+    held = contextlib.ExitStack()
     code = 0
     try:
         config, mesh, device = _start(arguments.resolved, overrides, rank)
+        if arguments.launcher is None and rank == 0:  # else the launcher holds it
+            held.enter_context(hold_directory(Path(config.run.dir)))
+            (Path(config.run.dir) / STOP_FILE).unlink(missing_ok=True)
         directory = arguments.dir or Path(config.run.dir)
         init_from = arguments.init_from or (Path(config.train.init_from) if config.train.init_from else None)
         _prepare_directory(directory, config, rank)
-        stop = StopRequest([directory / STOP_FILE, *arguments.stop_file])
+        stop.files.append(directory / STOP_FILE)
         if rank == 0:
             write_status(directory, "running")
         entry(Runtime(config, mesh, device, directory, init_from, stop))
@@ -102,7 +109,9 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
             write_status(directory, "stopped", cause=str(stopped))
     except Exception as error:
         code = 2 if isinstance(error, UserError) else 1
-        _report_failure(directory, rank, error, code)
+        line = _report_failure(directory, rank, error, code)
+        if arguments.launcher is None and (rank == 0 or code == 1):
+            os.write(terminal, f"error: {line}\n".encode())
     if code == 0 and dist.is_initialized():
         dist.barrier()  # nobody leaves while a peer still reads from it
     sys.stdout.flush()
@@ -123,13 +132,25 @@ def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Conf
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds if config else 300)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     if config is None:
-        text = compose.to_yaml(compose.compose(overrides)) if rank == 0 else ""
-        config = compose.from_yaml(comm.broadcast_object(text, dist.group.WORLD if world_size > 1 else None))
+        config = _composed_on_rank_0(overrides, rank, dist.group.WORLD if world_size > 1 else None)
     torch.set_num_threads(config.launch.threads_per_rank)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return config, ParallelDims.resolve(config.parallel, world_size).build(device.type), device
+
+
+def _composed_on_rank_0(overrides: list[str], rank: int, group: comm.Group) -> Config:
+    text: str | UserError = ""
+    if rank == 0:
+        try:
+            text = compose.to_yaml(compose.compose(overrides))
+        except UserError as error:
+            text = error
+    text = comm.broadcast_object(text, group)
+    if isinstance(text, UserError):
+        raise text
+    return compose.from_yaml(text)
 
 
 def _prepare_directory(directory: Path, config: Config, rank: int) -> None:
@@ -179,19 +200,18 @@ def write_status(directory: Path, status: str, **more: object) -> None:
     os.replace(unfinished, path)
 
 
-def _report_failure(directory: Path | None, rank: int, error: Exception, code: int) -> None:
-    traceback.print_exc()
+def _report_failure(directory: Path | None, rank: int, error: Exception, code: int) -> str:
+    """Traceback to the log, the cause to error_rank_N.json and status.json; returns the cause as one line."""
     text = str(error) if code == 2 else f"{type(error).__name__}: {error}"
     line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     if directory is None or not (directory / "logs").is_dir():
-        return
-    record = {"rank": rank, "cause": line, "code": code}
-    (directory / "logs" / f"error_rank_{rank}.json").write_text(json.dumps(record))
-    if rank == 0 or code == 1:
-        write_status(directory, "failed", cause=f"rank {rank}: {line}")
-
-
-def die_with_parent() -> None:
-    """Linux: the kernel kills this process when its parent ends, so that a killed launcher leaves no orphans."""
-    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if code != 2:
+            traceback.print_exc()
+        return line
+    with contextlib.suppress(OSError):  # a full disk must not hide the cause
+        traceback.print_exc()
+        record = {"rank": rank, "cause": line, "code": code}
+        (directory / "logs" / f"error_rank_{rank}.json").write_text(json.dumps(record))
+        if rank == 0 or code == 1:
+            write_status(directory, "failed", cause=f"rank {rank}: {line}")
+    return line

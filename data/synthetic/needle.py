@@ -23,7 +23,11 @@ HELD_OUT_SHARE = 5
 
 @dataclass(frozen=True)
 class Wording:
-    """Templates of one language. The value follows the question's stem at once; ``close`` ends the answer."""
+    """Templates of one language: a needle, and a question that it completes; ``close`` ends the answer.
+
+    The value stands right behind the key, so that looking it up is one step: a separator between the two makes it
+    two steps, which small models learn late or never (docs/LOG.md, 2026-11-22).
+    """
 
     keys: tuple[str, str]
     values: tuple[str, str]
@@ -37,28 +41,41 @@ class Wording:
 
 WORDINGS = {
     "en": Wording(
-        words.ENGLISH_KEYS, words.ENGLISH_VALUES, " ",
-        " The secret of {key}: {value}.", "\nThe secret of {key}:", ".", (".", "!", "?", "\n"),
+        words.ENGLISH_KEYS,
+        words.ENGLISH_VALUES,
+        " ",
+        " Remember: {key}{value}.",
+        "\nRecall: {key}",
+        ".",
+        (".", "!", "?", "\n"),
     ),
     "zh": Wording(
-        words.CHINESE_KEYS, words.CHINESE_VALUES, "",
-        "暗号“{key}”：“{value}”。", "\n暗号“{key}”：“", "”", ("。", "！", "？", "；", "\n"),
+        words.CHINESE_KEYS,
+        words.CHINESE_VALUES,
+        "",
+        "记住：{key}{value}。",
+        "\n回忆：{key}",
+        "。",
+        ("。", "！", "？", "；", "\n"),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Needle:
+    """first: the key's first word."""
+
     key: str
     value: str
+    first: str
 
 
-def draw_pair(lists: tuple[str, str], joint: str, generator: np.random.Generator, held_out: bool) -> str:
+def draw_pair(lists: tuple[str, str], generator: np.random.Generator, held_out: bool) -> tuple[str, str]:
     """Two words of the lists; one pair in HELD_OUT_SHARE, by hash, is held out."""
     first, second = lists[0].split(), lists[1].split()
     while True:
-        pair = joint.join((first[generator.integers(len(first))], second[generator.integers(len(second))]))
-        if (fold("needle", pair) % HELD_OUT_SHARE == 0) == held_out:
+        pair = first[generator.integers(len(first))], second[generator.integers(len(second))]
+        if (fold("needle", *pair) % HELD_OUT_SHARE == 0) == held_out:
             return pair
 
 
@@ -75,23 +92,33 @@ class NeedleWriter:
         )  # [V] bool
 
     def draw(self, generator: np.random.Generator, count: int, held_out: bool) -> list[Needle]:
-        """Needles with distinct keys and distinct values."""
-        keys: dict[str, None] = {}
-        values: dict[str, None] = {}
+        """Needles whose keys differ in their first words, so that one word tells them apart; so do the values."""
+        keys: dict[str, str] = {}
+        values: dict[str, str] = {}
         while len(keys) < count:
-            keys[draw_pair(self.wording.keys, self.wording.joint, generator, held_out)] = None
+            first, second = draw_pair(self.wording.keys, generator, held_out)
+            keys.setdefault(first, second)
         while len(values) < count:
-            values[draw_pair(self.wording.values, self.wording.joint, generator, held_out)] = None
-        return [Needle(key, value) for key, value in zip(keys, values)]
+            first, second = draw_pair(self.wording.values, generator, held_out)
+            values.setdefault(first, second)
+        join = self.wording.joint.join
+        return [Needle(join(key), join(value), key[0]) for key, value in zip(keys.items(), values.items())]
 
     def needle(self, needle: Needle) -> list[int]:
-        return self.tokenizer.encode(self.wording.needle.format(key=needle.key, value=needle.value))
+        value = self.wording.joint + needle.value
+        return self.tokenizer.encode(self.wording.needle.format(key=needle.key, value=value))
 
     def question(self, needle: Needle) -> tuple[list[int], list[int]]:
         """(stem, answer): the stem is what a prompt ends with; the answer is the value and its closing mark."""
         stem = self.tokenizer.encode(self.wording.question.format(key=needle.key))
-        space = " " if self.wording.joint else ""
-        return stem, self.tokenizer.encode(f"{space}{needle.value}{self.wording.close}")
+        return stem, self.tokenizer.encode(f"{self.wording.joint}{needle.value}{self.wording.close}")
+
+    def told_by_text(self, needle: Needle) -> list[bool]:
+        """Per token of the stem: whether it is of the key's second word, which the text and the first tell."""
+        text = self.wording.question.format(key=needle.key)
+        key = text.index(needle.key)
+        spans = self.tokenizer.backend.encode(text, add_special_tokens=False).offsets
+        return [key + len(needle.first) <= start < key + len(needle.key) for start, _ in spans]
 
     def is_exact(self, needle: Needle, generated: list[int]) -> tuple[bool, str]:
         """Whether the value came back and was closed, and what did come back."""
@@ -108,9 +135,9 @@ def sample_texts(language: str, count: int, seed: int) -> Iterator[str]:
     """Training needles as text, so that a tokenizer learns their words."""
     wording, generator = WORDINGS[language], rng(seed, "needle texts", language)
     for _ in range(count):
-        key = draw_pair(wording.keys, wording.joint, generator, held_out=False)
-        value = draw_pair(wording.values, wording.joint, generator, held_out=False)
-        yield wording.needle.format(key=key, value=value)
+        key = wording.joint.join(draw_pair(wording.keys, generator, held_out=False))
+        value = wording.joint.join(draw_pair(wording.values, generator, held_out=False))
+        yield wording.needle.format(key=key, value=wording.joint + value)
 
 
 class NeedleSource:
@@ -132,28 +159,48 @@ class NeedleSource:
 
     def sample(self, index: int, seq_len: int) -> Sample:
         generator = rng(self.seed, "needle", self.name, seq_len, index)
-        count = max(1, min(self.config.needles, seq_len // self.config.tokens_per_needle))
+        most = max(1, min(self.config.needles, seq_len // self.config.tokens_per_needle))
+        count = most if generator.random() < 0.5 else int(generator.integers(1, most + 1))
         needles = self.writer.draw(generator, count, held_out=False)
-        hidden = [self.writer.needle(needle) for needle in needles]
-        asked = [self.writer.question(needles[place]) for place in generator.permutation(count)]
-        tail = [token for stem, answer in asked for token in (*stem, *answer)]
-        weight = [
-            value
-            for stem, answer in asked
-            for value in (*[self.config.text_weight] * len(stem), *[self.config.answer_weight] * len(answer))
-        ]
-        room = seq_len + 1 - len(tail) - sum(map(len, hidden))
-        if room < 0 or len(self.tokens) <= room:
+        order = generator.permutation(count)
+        while True:  # words may be longer than most: as many needles as leave room for text
+            hidden = [self.writer.needle(needle) for needle in needles]
+            tail, is_answer = self._questions([needles[place] for place in order if place < len(needles)])
+            room = seq_len + 1 - len(tail) - sum(map(len, hidden))
+            if room >= 0:
+                break
+            needles.pop()
+        if not needles or len(self.tokens) <= room:
             raise UserError(f"needle_{self.name}: seq_len = {seq_len} leaves no room for a needle and its question")
         start = generator.integers(len(self.tokens) - room)
         text = np.asarray(self.tokens[start : start + room]).astype(np.int64)
-        places = np.sort(generator.choice(self.writer.boundaries(text), size=count))
+        places = np.sort(generator.choice(self.writer.boundaries(text), size=len(needles)))
         tokens = np.concatenate([insert(text, hidden, places), np.array(tail, dtype=np.int64)])
-        weights = np.full(len(tokens), self.config.text_weight, dtype=np.float32)
-        weights[len(tokens) - len(weight) :] = weight
+        answers = np.zeros(len(tokens), dtype=bool)
+        answers[len(tokens) - len(tail) :] = is_answer
         starts = np.zeros(len(tokens), dtype=bool)
         starts[0] = True
-        return document_sample(tokens, weights, starts)
+        return document_sample(tokens, self._weights(answers, generator), starts)
+
+    def _questions(self, needles: list[Needle]) -> tuple[list[int], list[bool]]:
+        """Tokens of all questions with answers, and which of them are to be looked up in the text: answers, and the
+        second word of a key, which gives the same lesson twice (it halves the tokens until retrieval is learnt)."""
+        tokens: list[int] = []
+        looked_up: list[bool] = []
+        for needle in needles:
+            stem, answer = self.writer.question(needle)
+            tokens += [*stem, *answer]
+            looked_up += [*self.writer.told_by_text(needle), *[True] * len(answer)]
+        return tokens, looked_up
+
+    def _weights(self, answers: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Weight S in all: answer_share on answers, the rest on a random text_share of the other tokens."""
+        counted = ~answers & (generator.random(len(answers)) < self.config.text_share)
+        size = len(answers) - 1
+        weights = np.zeros(len(answers), dtype=np.float32)
+        weights[answers] = self.config.answer_share * size / answers.sum()
+        weights[counted] = (1 - self.config.answer_share) * size / max(1, counted.sum())
+        return weights
 
 
 def insert(text: np.ndarray, pieces: list[list[int]], places: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.launch.local import JobFailed, Launcher, launching
+from farside.train.metrics import is_held
 
 WORKERS = {
     "train": "farside.train.pretrain",
@@ -69,11 +71,36 @@ def start(command: str, config: Config, words: list[str]) -> int:
             if command == "run":
                 from farside.run import run
 
-                return run(config, launcher)
-            return _one_phase(command, config, launcher)
+                code = run(config, launcher)
+            else:
+                code = _one_phase(command, config, launcher)
     except JobFailed as failed:
         print(f"error: {failed}", file=sys.stderr)
         return failed.code
+    except UserError:
+        raise
+    except Exception as error:
+        print(f"error: {directory}: {_cause(error)}{_keep_traceback(directory)}", file=sys.stderr)
+        return 1
+    if launcher.signals:
+        sys.exit(code)  # a stopped point of a sweep stops the sweep
+    return code
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _keep_traceback(directory: Path) -> str:
+    """Into logs/launcher.log; returns a hint to it, or nothing where it cannot be written (a full disk)."""
+    path = directory / "logs" / "launcher.log"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as log:
+            traceback.print_exc(file=log)
+    except OSError:
+        return ""
+    return f" (see {path})"
 
 
 def _one_phase(command: str, config: Config, launcher: Launcher) -> int:
@@ -98,7 +125,10 @@ def _with_directory(command: str, words: list[str]) -> int:
         path = directory / "status.json"
         if not path.is_file():
             raise UserError(f"{directory}: not a run directory (no status.json)")
-        for key, value in json.loads(path.read_text()).items():
+        status = json.loads(path.read_text())
+        if status["status"] == "running" and not (is_held(directory) or is_held(directory.parent)):
+            status["status"] = "killed (no process holds the directory; the same command resumes)"
+        for key, value in status.items():
             print(f"{key:<8} {value}")
     else:
         (directory / "stop").touch()

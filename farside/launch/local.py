@@ -1,23 +1,19 @@
 """Workers on this machine: torchrun in a session of its own, one run directory, one job in it at a time."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from farside.configs import compose
-from farside.configs.errors import UserError
 from farside.configs.schema import Config
-from farside.train.metrics import start_mirror, stop_mirror
+from farside.train.metrics import die_with_parent, hold_directory, start_mirror, stop_mirror, write_json
 
 STOP_FILE = "stop"
 
@@ -42,9 +38,11 @@ class Launcher:
         self.signals.append(number)
         (self.directory / STOP_FILE).touch()
         if len(self.signals) == 1:
-            print("\nstopping: saving a checkpoint first (again to kill)", file=sys.stderr, flush=True)
+            os.write(2, b"\nstopping: saving a checkpoint first (again to kill)\n")  # print may be what we interrupt
         elif self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            raise KeyboardInterrupt
 
     @property
     def stopping(self) -> bool:
@@ -59,6 +57,9 @@ class Launcher:
         logs.mkdir(parents=True, exist_ok=True)
         for stale in logs.glob("error_rank_*.json"):
             stale.unlink()
+        if directory != self.directory:
+            (directory / STOP_FILE).unlink(missing_ok=True)
+        write_json(directory / "status.json", {**read_status(directory), "status": "running", "cause": None})
         (directory / "config.yaml").write_text(compose.to_yaml(config))
         (directory / "config.json").write_text(compose.to_json(config))
         command = [
@@ -70,7 +71,7 @@ class Launcher:
             "--dir",
             str(directory),
         ]
-        command += ["--stop-file", str(self.directory / STOP_FILE)]
+        command += ["--stop-file", str(self.directory / STOP_FILE), "--launcher", str(os.getpid())]
         command += ["--init-from", str(init_from)] if init_from else []
         environment = {**os.environ, "OMP_NUM_THREADS": str(config.launch.threads_per_rank)}
         environment["PYTHONPATH"] = os.pathsep.join([str(_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -83,19 +84,20 @@ class Launcher:
         with (logs / "launcher.log").open("ab") as log:
             offset = log.tell()
             self.process = subprocess.Popen(
-                command, stderr=log, env=environment, start_new_session=True, preexec_fn=_die_with_parent
+                command, stderr=log, env=environment, start_new_session=True, preexec_fn=die_with_parent
             )
             code = self.process.wait()
             self.process = None
         warning = stop_mirror(mirror, directory)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        status = read_status(directory)
-        if code == 0 and status.get("status") in ("finished", "stopped"):
-            return str(status["status"])
+        outcome = str(read_status(directory).get("status"))
+        # torchrun itself fails when a signal reaches it, though its workers saved and ended well
+        if outcome == "stopped" or (code == 0 and outcome == "finished"):
+            return outcome
         if len(self.signals) > 1:
             raise JobFailed(f"{directory}: killed on request; the last checkpoint is whole", 1)
-        raise _failure(directory, code, (logs / "launcher.log").read_text(errors="replace")[offset:])
+        raise _failure(directory, command, code, (logs / "launcher.log").read_text(errors="replace")[offset:])
 
 
 def _python(config: Config) -> list[str]:
@@ -116,27 +118,19 @@ def _root() -> Path:
     return Path(__file__).resolve().parent.parent.parent
 
 
-def _die_with_parent() -> None:
-    import ctypes
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: workers in turn die with torchrun
-
-
-def _failure(directory: Path, code: int, log: str) -> JobFailed:
+def _failure(directory: Path, process: list[str], code: int, log: str) -> JobFailed:
     records = [json.loads(path.read_text()) for path in sorted((directory / "logs").glob("error_rank_*.json"))]
     wrong_input = [record for record in records if record["code"] == 2]
     if wrong_input:
         return JobFailed(wrong_input[0]["cause"], 2)
     # a rank that died by a signal left no record: torchrun's table names it, and its peers' errors are only echoes
-    root_cause = log.rpartition("Root Cause")[2]
-    killed = re.findall(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*-(\d+)", root_cause)
+    killed = re.findall(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*-(\d+)", log)
+    if code < 0 and "torch.distributed.run" not in process:
+        killed = [("0", str(-code))]
     if killed:
         rank, number = killed[0]
-        return JobFailed(
-            f"{directory}: rank {rank} was killed by {signal.Signals(int(number)).name}; the same command resumes",
-            1,
-        )
+        name = signal.Signals(int(number)).name
+        return JobFailed(f"{directory}: rank {rank} was killed by {name}; the same command resumes", 1)
     if records:
         first = min(
             records,
@@ -156,22 +150,7 @@ def read_status(directory: Path) -> dict[str, object]:
 @contextlib.contextmanager
 def launching(directory: Path, command_line: str) -> Iterator[Launcher]:
     """Holds the run directory's lock and the signal handlers. Raises UserError if another job holds it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("a+")
-    except OSError as error:
-        raise UserError(f"run.dir {directory}: cannot be written ({error.strerror}); name another") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise UserError(
-                f"run.dir {directory}: in use by {lock.read().strip()}; wait for it or name another run.dir"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        lock.flush()
+    with hold_directory(directory):
         (directory / STOP_FILE).unlink(missing_ok=True)
         (directory / "command.txt").write_text(command_line + "\n")
         launcher = Launcher(directory)

@@ -7,6 +7,7 @@ renamed. Its hash is the SHA-256 of the manifest, so a parent's hash pins every 
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,26 +48,35 @@ def write(path: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: d
     """Writes the checkpoint and makes it visible at once. tensors: file stem -> name -> tensor."""
     unfinished = path.with_name(f".writing-{path.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    try:
+        manifest = _write_files(unfinished, step, tensors, state)
+        if path.exists():  # an invalid leftover of the same step: a valid one would have been resumed from
+            shutil.rmtree(path)
+        os.rename(unfinished, path)
+    except (SafetensorError, OSError) as error:  # safetensors reports a full disk as its own error
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+    _sync_folder(path.parent)
+    return Checkpoint(path, step, hashlib.sha256(manifest).hexdigest(), state)
+
+
+def _write_files(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> bytes:
+    """Everything of a checkpoint, on disk for good; returns the manifest."""
+    folder.mkdir(parents=True)
     for stem, named in tensors.items():
         save_file(
             {name: value.contiguous().cpu() for name, value in named.items()},
-            unfinished / f"{stem}.safetensors",
+            folder / f"{stem}.safetensors",
         )
-    (unfinished / "state.json").write_text(json.dumps(state, indent=1))
+    (folder / "state.json").write_text(json.dumps(state, indent=1))
     files = {
-        file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)}
-        for file in sorted(unfinished.iterdir())
+        file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in sorted(folder.iterdir())
     }
     manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1).encode()
-    (unfinished / MANIFEST).write_bytes(manifest)
-    _sync_and_hash(unfinished / MANIFEST)
-    _sync_folder(unfinished)
-    if path.exists():  # an invalid leftover of the same step: a valid one would have been resumed from
-        shutil.rmtree(path)
-    os.rename(unfinished, path)
-    _sync_folder(path.parent)
-    return Checkpoint(path, step, hashlib.sha256(manifest).hexdigest(), state)
+    (folder / MANIFEST).write_bytes(manifest)
+    _sync_and_hash(folder / MANIFEST)
+    _sync_folder(folder)
+    return manifest
 
 
 def read(path: Path) -> Checkpoint:
@@ -78,6 +88,8 @@ def read(path: Path) -> Checkpoint:
         manifest = json.loads(raw)
         version, step, files = manifest["format"], int(manifest["step"]), dict(manifest["files"])
         expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+        if re.fullmatch(r"step_\d+", path.name) and int(path.name[5:]) != step:
+            raise ValueError(f"it says step {step}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / MANIFEST}: corrupt ({error}); {_REMEDY}") from error
     if version != FORMAT:

@@ -11,12 +11,16 @@ from farside.train.checkpoint.format import MANIFEST, Checkpoint
 from farside.train.engine.base import Engine, EngineState
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint folder, unverified; None if there is none. Leftovers of a killed save and
-    foreign names are invisible."""
+def complete(run_dir: Path) -> list[Path]:
+    """Complete checkpoint folders, unverified, oldest first. Leftovers of a killed save and foreign names are
+    invisible."""
     folders = [path for path in (run_dir / "checkpoints").glob("step_*") if (path / MANIFEST).is_file()]
-    numbered = [(int(path.name[5:]), path) for path in folders if path.name[5:].isdigit()]
-    return max(numbered)[1] if numbered else None
+    return [path for _, path in sorted((int(path.name[5:]), path) for path in folders if path.name[5:].isdigit())]
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint folder, unverified; None if there is none."""
+    return next(reversed(complete(run_dir)), None)
 
 
 class CheckpointStore:
@@ -50,8 +54,10 @@ class CheckpointStore:
         described = {"identity": self.identity, "parent": self.parent, "updates": state.updates, **progress}
         path = self.folder / f"step_{step:08d}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        if newest(self.run_dir) == path:  # asked to stop right after a save: to replace it would risk it
+            return checkpoint_format.read(path)
         checkpoint = checkpoint_format.write(path, step, tensors, described)
-        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
+        for old in complete(self.run_dir)[: -self.keep]:
             shutil.rmtree(old)
         return checkpoint
 

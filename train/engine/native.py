@@ -37,10 +37,12 @@ class NativeEngine:
 
     def _outputs(self, batch: Batch) -> tuple[TokenOutputs, Batch]:
         docs = Documents.of(batch.doc_ids)
+        counted = batch.weights.flatten().nonzero().squeeze(-1)  # before the move: later it would wait for the device
         batch = batch.to(self.device)
         docs = Documents(batch.doc_ids, docs.single)
         attend = lambda layer, q, k, v: self.context.attend(q, k, v, docs)  # noqa: E731
-        return self.model(batch.tokens, batch.positions, batch.labels, attend, self.entropy), batch
+        counted = counted.to(self.device, non_blocking=True)
+        return self.model(batch.tokens, batch.positions, batch.labels, attend, self.entropy, counted), batch
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         sums: dict[str, Tensor] = {}

@@ -30,13 +30,17 @@ def _score_chunk(x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, entropy: boo
     return picked_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1)
 
 
-def score_tokens(x_BSE: Tensor, weight_VE: Tensor, labels_BS: Tensor, chunk: int, entropy: bool) -> TokenOutputs:
-    """Log-probability of each label, and the entropy of its distribution.
+def score_tokens(
+    x_BSE: Tensor, weight_VE: Tensor, labels_BS: Tensor, chunk: int, entropy: bool, counted_N: Tensor | None = None
+) -> TokenOutputs:
+    """Log-probability of each label, and the entropy of its distribution; 0 outside ``counted_N``.
 
     At most ``chunk`` tokens have logits at once: more are done chunk by chunk and recomputed in the backward
     pass, so that memory does not grow with the sequence.
     """
     x_NE, labels_N = x_BSE.flatten(0, 1), labels_BS.flatten()
+    if counted_N is not None:
+        x_NE, labels_N = x_NE[counted_N], labels_N[counted_N]
     if len(labels_N) <= chunk:
         pieces = [_score_chunk(x_NE, weight_VE, labels_N, entropy)]
     else:
@@ -44,9 +48,12 @@ def score_tokens(x_BSE: Tensor, weight_VE: Tensor, labels_BS: Tensor, chunk: int
             checkpoint(_score_chunk, x, weight_VE, labels, entropy, use_reentrant=False, preserve_rng_state=False)
             for x, labels in zip(x_NE.split(chunk), labels_N.split(chunk))
         ]
-    # clones: FSDP2 hooks the outputs, and a view would lose its hook to an in-place operation
-    logprobs = torch.cat([piece[0] for piece in pieces]).view_as(labels_BS).clone()
-    if not entropy:
-        return TokenOutputs(logprobs)
-    entropies = torch.cat([piece[1] for piece in pieces if piece[1] is not None])
-    return TokenOutputs(logprobs, entropies.view_as(labels_BS).clone())
+
+    def spread(parts: list[Tensor]) -> Tensor:
+        values_N = torch.cat(parts)
+        if counted_N is not None:
+            values_N = values_N.new_zeros(labels_BS.numel()).index_put((counted_N,), values_N)
+        return values_N.view_as(labels_BS).clone()  # FSDP2 hooks outputs, and a view could lose its hook
+
+    logprobs = spread([piece[0] for piece in pieces])
+    return TokenOutputs(logprobs, spread([piece[1] for piece in pieces if piece[1] is not None]) if entropy else None)

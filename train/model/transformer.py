@@ -132,12 +132,17 @@ class Transformer(nn.Module):
         labels_BS: Tensor,
         attend: Attend,
         entropy: bool = False,
+        counted_N: Tensor | None = None,
     ) -> TokenOutputs:
-        """Per-token outputs for the labels; full logits exist for ``loss_chunk`` tokens at a time only."""
+        """Per-token outputs for the labels; full logits exist for ``loss_chunk`` tokens at a time only.
+
+        counted_N: flat numbers of the positions that are looked at; the others get log-probability 0 and cost no
+        logits. None: all of them.
+        """
         x_BSE = self.hidden(tokens_BS, positions_BS, attend)
         if self.head == "scalar":
             return TokenOutputs(values=F.linear(x_BSE, self.output_weight).squeeze(-1))
-        return score_tokens(x_BSE, self.output_weight, labels_BS, self.loss_chunk, entropy)
+        return score_tokens(x_BSE, self.output_weight, labels_BS, self.loss_chunk, entropy, counted_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V]; for inference, on the few positions that are sampled from."""
