@@ -101,6 +101,8 @@ def keys(node: dict[str, Any] | None = None, prefix: str = "") -> list[str]:
 
 def explain(error: Exception) -> str:
     """One line for a composition error: the key, what is wrong, the fix."""
+    if override := getattr(error, "override", None):  # Hydra's parser: its text names the place, not the argument
+        return f"{override}: not KEY=VALUE in Hydra's grammar ({' '.join(str(error).split())})"
     cause: BaseException = error
     while cause.__cause__ is not None and isinstance(cause.__cause__, OmegaConfBaseException):
         cause = cause.__cause__

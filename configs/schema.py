@@ -121,7 +121,7 @@ class DataConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's
-    text) or trace (reasoning traces of sft.task)."""
+    text), copy (repeated spans) or trace (reasoning traces of sft.task)."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     seed: int = 0
     """Sample i is a function of this seed and i."""

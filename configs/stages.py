@@ -118,6 +118,8 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
             raise UserError(f"{where}: seq_len = {stage.seq_len}; give at least 16")
         if stage.micro_batch_size < 1:
             raise UserError(f"{where}: micro_batch_size = {stage.micro_batch_size}; give at least 1")
+        if stage.global_batch_size < 1:
+            raise UserError(f"{where}: global_batch_size = {stage.global_batch_size}; give at least {ranks}")
         if stage.global_batch_size % ranks:
             raise UserError(
                 f"{where}: global_batch_size = {stage.global_batch_size} does not divide over "

@@ -19,8 +19,9 @@ PACKAGES = (
     "math-verify",
 )
 SELF_TEST = (
-    "import torch, torch.distributed as dist; dist.init_process_group('gloo'); x = torch.ones(1); dist.all_reduce(x); "
-    "assert x.item() == 2.0; print('ok') if dist.get_rank() == 0 else None"
+    "import os, torch, torch.distributed as dist; dist.init_process_group('gloo'); x = torch.ones(1); "
+    "dist.all_reduce(x); assert x.item() == 2.0; print('ok', flush=True) if dist.get_rank() == 0 else None; "
+    "dist.barrier(); os._exit(0)"  # gloo's threads now and again abort the interpreter's teardown
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from farside.data.mixture import Mixture, Source
 from farside.data.order import fold
 from farside.data.pack import TextSource, TraceSource
 from farside.data.prepare import Prepared, prepare
+from farside.data.synthetic.copy import CopySource
 from farside.data.synthetic.needle import NeedleSource
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
@@ -50,7 +52,7 @@ def identity(config: Config, data: Prepared) -> dict[str, Any]:
 
 
 def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> dict[str, Source]:
-    """Everything a mixture may name: <source>, needle_<source>, and trace if there is a file of conversations."""
+    """Everything a mixture may name: <source>, needle_<source>, copy, and trace if there is a file of conversations."""
     sources: dict[str, Source] = {}
     for name in data.names:
         tokens = data.tokens(name, "train")
@@ -59,6 +61,8 @@ def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> 
             sources[f"needle_{name}"] = NeedleSource(
                 name, data.language(name), tokens, data.tokenizer, config.data.needle, config.data.seed
             )
+    everything = np.concatenate([data.tokens(name, "train") for name in data.names])
+    sources["copy"] = CopySource(everything, data.tokenizer.vocab_size, config.data.seed)
     if traces is not None:
         sources["trace"] = TraceSource(traces, data.tokenizer, config.data.seed)
     return sources
@@ -90,6 +94,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
     """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
     resumed = store.resume(engine)
     if resumed is not None:
+        engine.set_rope_theta(resumed.state["rope_theta"])
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
         return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])

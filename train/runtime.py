@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -92,9 +93,8 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
     code = 0
     try:
         config, mesh, device = _start(arguments.resolved, overrides, rank)
-        if arguments.launcher is None and rank == 0:  # else the launcher holds it
-            held.enter_context(hold_directory(Path(config.run.dir)))
-            (Path(config.run.dir) / STOP_FILE).unlink(missing_ok=True)
+        if arguments.launcher is None:  # else the launcher holds the directory
+            _on_rank_0(lambda: _take(Path(config.run.dir), held))
         directory = arguments.dir or Path(config.run.dir)
         init_from = arguments.init_from or (Path(config.train.init_from) if config.train.init_from else None)
         _prepare_directory(directory, config, rank)
@@ -132,7 +132,7 @@ def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Conf
         timeout = datetime.timedelta(seconds=config.train.timeout_seconds if config else 300)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     if config is None:
-        config = _composed_on_rank_0(overrides, rank, dist.group.WORLD if world_size > 1 else None)
+        config = compose.from_yaml(_on_rank_0(lambda: compose.to_yaml(compose.compose(overrides))))
     torch.set_num_threads(config.launch.threads_per_rank)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -140,17 +140,24 @@ def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Conf
     return config, ParallelDims.resolve(config.parallel, world_size).build(device.type), device
 
 
-def _composed_on_rank_0(overrides: list[str], rank: int, group: comm.Group) -> Config:
-    text: str | UserError = ""
-    if rank == 0:
+def _on_rank_0(function: Callable[[], Any]) -> Any:
+    """Its value on every rank; so is its UserError."""
+    group = dist.group.WORLD if dist.is_initialized() else None
+    result: Any = None
+    if comm.rank(group) == 0:
         try:
-            text = compose.to_yaml(compose.compose(overrides))
+            result = function()
         except UserError as error:
-            text = error
-    text = comm.broadcast_object(text, group)
-    if isinstance(text, UserError):
-        raise text
-    return compose.from_yaml(text)
+            result = error
+    result = comm.broadcast_object(result, group)
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def _take(directory: Path, held: contextlib.ExitStack) -> None:
+    held.enter_context(hold_directory(directory))
+    (directory / STOP_FILE).unlink(missing_ok=True)
 
 
 def _prepare_directory(directory: Path, config: Config, rank: int) -> None:

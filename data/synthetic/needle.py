@@ -93,16 +93,22 @@ class NeedleWriter:
 
     def draw(self, generator: np.random.Generator, count: int, held_out: bool) -> list[Needle]:
         """Needles whose keys differ in their first words, so that one word tells them apart; so do the values."""
-        keys: dict[str, str] = {}
-        values: dict[str, str] = {}
-        while len(keys) < count:
-            first, second = draw_pair(self.wording.keys, generator, held_out)
-            keys.setdefault(first, second)
-        while len(values) < count:
-            first, second = draw_pair(self.wording.values, generator, held_out)
-            values.setdefault(first, second)
+        needles: dict[str, Needle] = {}
+        values: set[str] = set()
         join = self.wording.joint.join
-        return [Needle(join(key), join(value), key[0]) for key, value in zip(keys.items(), values.items())]
+        while len(needles) < count:
+            key = draw_pair(self.wording.keys, generator, held_out)
+            value = draw_pair(self.wording.values, generator, held_out)
+            needle = Needle(join(key), join(value), key[0])
+            if key[0] not in needles and value[0] not in values and self.is_whole(needle):
+                needles[key[0]] = needle
+                values.add(value[0])
+        return list(needles.values())
+
+    def is_whole(self, needle: Needle) -> bool:
+        """Whether the value's tokens in the needle are those of the answer: BPE may merge across the key's end."""
+        answer = self.question(needle)[1]
+        return self.needle(needle)[-len(answer) :] == answer
 
     def needle(self, needle: Needle) -> list[int]:
         value = self.wording.joint + needle.value

@@ -9,6 +9,7 @@ from pathlib import Path
 from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
+from farside.configs.stages import pretrain_stages, sft_stages
 from farside.launch.local import JobFailed, Launcher, launching
 from farside.train.metrics import is_held
 
@@ -19,6 +20,7 @@ WORKERS = {
     "rl": "farside.rl.train",
     "eval niah": "farside.train.eval.niah",
 }
+STAGES = {"train": (pretrain_stages,), "sft": (sft_stages,), "run": (pretrain_stages, sft_stages)}
 
 
 def dispatch(command: str, words: list[str]) -> int:
@@ -29,13 +31,15 @@ def dispatch(command: str, words: list[str]) -> int:
         from farside.doctor import examine
 
         return examine()
-    codes: list[int] = []
-    run_hydra(command, words, lambda config: codes.append(start(command, config, words)))
+    codes = run_hydra(command, words, lambda config: start(command, config, words))
     return max(codes, default=0)
 
 
-def run_hydra(command: str, overrides: list[str], task: Callable[[Config], None]) -> None:
-    """Composes with Hydra's own command line, so that -m, --cfg and launcher plugins work as its users know them."""
+def run_hydra(command: str, overrides: list[str], task: Callable[[Config], int]) -> list[int]:
+    """The exit code of every point of a sweep, or of the one job. Wrong input of a point does not end the others.
+
+    Composes with Hydra's own command line, so that -m, --cfg and launcher plugins work as its users know them.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -43,12 +47,20 @@ def run_hydra(command: str, overrides: list[str], task: Callable[[Config], None]
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    codes: list[int] = []
+
     def job(composed: DictConfig) -> None:
-        config = compose.to_config(composed)
-        sweep = HydraConfig.get()
-        if sweep.mode is RunMode.MULTIRUN:  # every point gets a run directory of its own
-            config.run.dir = str(Path(sweep.sweep.dir) / sweep.sweep.subdir)
-        task(config)
+        hydra_config = HydraConfig.get()
+        try:
+            config = compose.to_config(composed)
+            if hydra_config.mode is RunMode.MULTIRUN:  # every point gets a run directory of its own
+                name = _point(hydra_config.overrides.task, overrides) or str(hydra_config.job.num)
+                config.run.dir = str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir / name)
+            codes.append(task(config))
+        except (UserError, OmegaConfBaseException) as error:  # said here: Hydra would print a page before it
+            text = str(error) if isinstance(error, UserError) else compose.explain(error)
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
+            codes.append(2)
 
     compose.register()
     sys.argv = [f"farside {command}", *overrides]
@@ -56,6 +68,17 @@ def run_hydra(command: str, overrides: list[str], task: Callable[[Config], None]
         hydra.main(version_base="1.3", config_path="pkg://farside.configs", config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error)) from error
+    return codes
+
+
+def _point(task: list[str], overrides: list[str]) -> str:
+    """A folder's name from the overrides in which the points of a sweep differ, such as optim.lr=0.001."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = OverridesParser.create().parse_overrides([word for word in overrides if not word.startswith("-")])
+    fixed = {item.key_or_group for item in given if not item.is_sweep_override()}
+    point = [word for word in task if word.partition("=")[0].lstrip("+~") not in fixed]
+    return ",".join(point).replace("/", "_")[:200]
 
 
 def start(command: str, config: Config, words: list[str]) -> int:
@@ -64,6 +87,8 @@ def start(command: str, config: Config, words: list[str]) -> int:
 
         print(prepare(config.data, print))
         return 0
+    for stages in STAGES.get(command, ()):
+        stages(config)  # wrong ones are named before workers start
     directory = Path(config.run.dir)
     line = " ".join(["farside", command, *words])
     try:

@@ -44,7 +44,7 @@ class AdamW:
     def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
         """updates: the number of steps the moments have seen (bias correction)."""
         for name, parameter in self.named.items():
-            state: dict[str, Tensor] = {"step": torch.tensor(float(updates))}
+            state: dict[str, Tensor] = {"step": torch.tensor(float(updates), device=parameter.device)}
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, requires_grad=False)
                 fsdp.copy_full_(state[moment], tensors[f"{moment}.{name}"])

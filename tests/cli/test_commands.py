@@ -1,0 +1,72 @@
+"""Help, versions, status, stop, report, doctor, Hydra's own options, multirun."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from farside.configs import compose
+from tests.faults.driver import farside, last_step, sequence, status
+
+
+@pytest.mark.timeout(30)
+def test_help_answers_at_once(tmp_path: Path) -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = farside(["--help"], tmp_path)
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0
+        assert "farside train -m" in done.stdout
+    assert min(times) < 0.5
+
+
+@pytest.mark.timeout(30)
+def test_hydra_prints_every_key(tmp_path: Path) -> None:
+    done = farside(["train", "experiment=tiny", "--cfg", "job"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "global_batch_size: 16" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(30)
+def test_status_and_report(finished: Path) -> None:
+    said = farside(["status", str(finished)], finished)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split()[:2] == ["status", "finished"]
+    report = farside(["report", str(finished)], finished)
+    assert report.returncode == 0, report.stderr
+    assert Path(report.stdout.strip()) == finished / "report.html"
+    assert "<html" in (finished / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_doctor(tmp_path: Path) -> None:
+    done = farside(["doctor"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "two gloo ranks  ok" in done.stdout
+
+
+@pytest.mark.timeout(60)
+def test_multirun(tmp_path: Path, words: list[str]) -> None:
+    overrides = [word for word in words if not word.startswith("train.steps")]
+    done = farside(["train", "-m", *overrides, "optim.lr=1e-3,3e-3", "train.steps=2", "run.dir=sweep"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.parent for path in (tmp_path / "sweep").rglob("metrics.jsonl"))
+    assert len(runs) == 2
+    assert [compose.load(run / "config.yaml").optim.lr for run in runs] == [1e-3, 3e-3]
+    assert [run.name for run in runs] == ["optim.lr=0.001", "optim.lr=0.003"]
+    assert [last_step(run) for run in runs] == [2, 2]
+    assert sequence(runs[0])[1]["lr"] != sequence(runs[1])[1]["lr"]
+
+
+@pytest.mark.timeout(60)
+def test_run_directory_of_a_finished_run(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "status.json", "metrics.jsonl", "checkpoints", "logs", "summary.json"} <= names
+    assert status(finished)["status"] == "finished"
+    record = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"step", "tokens", "loss", "grad_norm", "lr", "seconds", "tokens_per_second", "mfu"} <= record.keys()
+    assert [path.name for path in sorted((finished / "logs").iterdir())] == ["launcher.log", "rank_0.log"]

@@ -1,0 +1,89 @@
+"""Workers under a bare torchrun, and what two ranks show on the terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from farside.train.metrics import hold_directory
+from tests.faults.driver import environment, last_step, status
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def torchrun(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [*TORCHRUN, "-m", "farside.train.pretrain", *words]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.timeout(60)
+def test_bare_torchrun(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stop").touch()  # an old request is not for this run
+    done = torchrun([*words, "parallel.dp_shard=2", "run.dir=run", "logging.every=1"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert status(tmp_path / "run")["status"] == "finished"
+    assert last_step(tmp_path / "run") == 4
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["1/4", "2/4", "3/4", "4/4"]  # rank 0, once
+    assert {"rank_0.log", "rank_1.log"} <= {path.name for path in (tmp_path / "run" / "logs").iterdir()}
+
+
+@pytest.mark.timeout(60)
+def test_more_ranks_than_the_layout(tmp_path: Path, words: list[str]) -> None:
+    done = torchrun([*words, "run.dir=run"], tmp_path)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "parallel: dp_replicate·dp_shard = 1·1 = 1, but 2 ranks were started; make them equal" in errors[0]
+    assert "farside/train" not in done.stderr  # torchrun's own traceback comes, ours does not
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_unknown_key_under_torchrun(tmp_path: Path, words: list[str]) -> None:
+    done = torchrun([*words, "optim.lrr=1"], tmp_path)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: optim.lrr: no such key; did you mean optim.lr?"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_torchrun_in_a_held_directory(tmp_path: Path, words: list[str]) -> None:
+    with hold_directory(tmp_path / "run"):
+        done = torchrun([*words, "parallel.dp_shard=2", "run.dir=run"], tmp_path)
+    assert done.returncode != 0
+    assert f"in use by process {os.getpid()}" in done.stderr
+    assert not (tmp_path / "run" / "status.json").exists()
+
+
+@pytest.mark.timeout(60)
+def test_terminal_shows_a_bar(tmp_path: Path, words: list[str]) -> None:
+    """Without a terminal there are lines only: see ``test_bare_torchrun``."""
+    leader, follower = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                shown.extend(os.read(leader, 4096))
+            except OSError:
+                return
+
+    command = [sys.executable, "-m", "farside.cli", "train", *words, "train.steps=30", "run.dir=run"]
+    reader = threading.Thread(target=read)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(TERM="xterm"), stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    reader.start()
+    assert process.wait(60) == 0, shown.decode()
+    reader.join(5)
+    os.close(leader)
+    assert "━" in shown.decode()
+    assert "/30" in shown.decode()
+    assert shown.decode().rstrip().endswith("finished: run")

@@ -1,0 +1,93 @@
+"""W&B mirrors metrics.jsonl and can do no harm."""
+
+import json
+import re
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.driver import TOKEN, Job, farside, last_step, sequence, status
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def records(file: Path) -> Iterator[bytes]:
+    """Records of LevelDB's log format: blocks of 32 KiB, parts with a header of CRC, length and type."""
+    content, position, record = file.read_bytes(), 7, b""  # 7: W&B's own file header
+    while position + 7 <= len(content):
+        if (room := 32768 - position % 32768) < 7:
+            position += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            yield record
+            record = b""
+
+
+def mirrored(run: Path) -> list[dict[str, Any]]:
+    """The logged lines in the offline run's record file, without W&B's own fields."""
+    from wandb.proto import wandb_internal_pb2
+
+    lines = []
+    for data in records(next((run / "wandb").glob("offline-run-*/run-*.wandb"))):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+            lines.append({key: value for key, value in items.items() if not key.startswith("_")})
+    return lines
+
+
+@pytest.mark.timeout(60)
+def test_offline_mirrors_every_step(tmp_path: Path, words: list[str], finished: Path) -> None:
+    done = farside(["train", *words, "logging.wandb=offline", "run.dir=run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert mirrored(tmp_path / "run") == lines
+    assert sequence(tmp_path / "run") == sequence(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_unreachable_server(tmp_path: Path, words: list[str], finished: Path) -> None:
+    started = time.monotonic()
+    variables = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
+    done = farside(
+        ["train", *words, "logging.wandb=online", "run.dir=run"], tmp_path, **variables, **{TOKEN: "unreachable"}
+    )
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"warning: W&B .* metrics\.jsonl .*\n", done.stderr)
+    assert status(tmp_path / "run")["status"] == "finished"
+    assert sequence(tmp_path / "run") == sequence(finished)
+    assert seconds < 25 + 20
+    time.sleep(1)
+    marked = [path for path in Path("/proc").glob("[0-9]*/environ") if _has(path, f"{TOKEN}=unreachable".encode())]
+    assert marked == [], "the mirror or W&B's service outlived the run"
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def _has(path: Path, mark: bytes) -> bool:
+    try:
+        return mark in path.read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_mirror_dies_with_the_launcher(tmp_path: Path, words: list[str]) -> None:
+    command = ["train", *words, "train.steps=4000", "logging.wandb=offline", "run.dir=run"]
+    with Job(command, tmp_path) as job:
+        job.until(lambda: any((tmp_path / "run" / "wandb").glob("offline-run-*")) and last_step(tmp_path / "run") > 3)
+        job.process.kill()
+        job.process.wait()
+        assert job.gone(15)

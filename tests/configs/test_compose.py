@@ -1,0 +1,111 @@
+"""Composition: every experiment works, and wrong input is one line that names the key and the fix."""
+
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import farside.configs
+from farside.configs import compose
+from farside.configs.compose import flat, from_yaml, load, to_yaml
+from farside.configs.errors import UserError
+from farside.configs.schema import Config, Dtype, OptimKind, StageConfig
+from farside.configs.stages import pretrain_stages, sft_stages
+
+FOLDER = Path(next(iter(farside.configs.__path__)))
+EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"))
+
+
+def test_there_are_experiments() -> None:
+    assert {"tiny", "smoke"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_into_stages(name: str) -> None:
+    config = compose.compose([f"experiment={name}"])
+    assert isinstance(config, Config)
+    assert config.run.dir == f"runs/{config.run.name}"
+    assert pretrain_stages(config)
+    assert sft_stages(config)[0].rope_theta == pretrain_stages(config)[-1].rope_theta
+    assert config.model.vocab_size >= config.data.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_resolved_configuration_comes_back(name: str, tmp_path: Path) -> None:
+    config = compose.compose([f"experiment={name}"])
+    assert from_yaml(to_yaml(config)) == config
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_files_hold_overrides_of_known_keys_and_say_what_they_show(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    if path.parent.name == "experiment":
+        assert lines.pop(0) == "# @package _global_"
+    assert lines[0].startswith("# "), "say in a comment what it is"
+    node: Any = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=False)
+    own = {key for key in node if key not in ("defaults", "hydra")}
+    if path.parent == FOLDER:
+        assert not own, "a default lives in the schema and nowhere else"
+    elif path.parent.name == "experiment":
+        assert own <= {item.name for item in fields(Config)}
+
+
+def test_the_schema_gives_every_key_a_default_and_composition_adds_only_data() -> None:
+    def walk(kind: type) -> None:
+        for item in fields(kind):
+            if kind is StageConfig and item.name in ("name", "steps"):
+                continue
+            assert item.default is not MISSING or item.default_factory is not MISSING, f"{kind.__name__}.{item.name}"
+            if item.default_factory is not MISSING and is_dataclass(item.default_factory):
+                walk(item.default_factory)
+
+    walk(Config)
+    bare, composed = flat(Config()), flat(compose.compose([]))
+    changed = {key for key in composed if composed[key] != bare.get(key)}
+    assert all(key.startswith(("data.sources.", "data.mixture.")) for key in changed)
+
+
+def test_overrides_reach_their_keys() -> None:
+    config = compose.compose(
+        ["experiment=tiny", "train.dtype=float64", "optim.kind=muon", "parallel.dp_shard=4", "data.mixture={en: 1}"]
+    )
+    assert (config.train.dtype, config.optim.kind, config.parallel.dp_shard) == (Dtype.float64, OptimKind.muon, 4)
+    assert config.data.mixture["en"] == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optim.lrr=1", ["optim.lrr: no such key", "did you mean optim.lr?"]),
+        ("train.stepz=1", ["train.stepz: no such key", "did you mean train.steps?"]),
+        ("modle.hidden_size=8", ["modle", "did you mean model"]),
+        ("quux.flob=1", ["quux", "no such key", "--cfg job"]),
+        ("train.steps=many", ["train.steps", "many", "Integer"]),
+        ("optim.lr=fast", ["optim.lr", "fast", "Float"]),
+        ("train.dtype=float8", ["train.dtype", "float8", "float64"]),
+        ("model.qk_norm=7x", ["model.qk_norm", "7x"]),
+        ("experiment=nope", ["experiment=nope: no such option", "tiny", "smoke"]),
+        ("data=nope", ["data=nope: no such option", "real"]),
+        ("stages=[{name: a, steps: 1, sequence: 3}]", ["sequence"]),
+        ("train.steps=[", ["train.steps=["]),
+    ],
+)
+def test_wrong_input_is_one_line_with_key_and_fix(override: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compose.compose([override])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_missing_or_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml: no such configuration"):
+        load(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("train: {stepz: 3}\n")
+    with pytest.raises(UserError, match=r"config\.yaml: .*train\.stepz: no such key; did you mean train\.steps"):
+        load(tmp_path / "config.yaml")

@@ -1,0 +1,185 @@
+"""Preparation: once, by content, all or nothing; wrong input named in one line."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from farside.configs.errors import UserError
+from farside.configs.schema import DataConfig, SourceConfig, SourceKind, TokenizerConfig
+from farside.data import prepare as prepare_module
+from farside.data.prepare import Prepared, prepare
+from farside.data.sources import SPLITS, read_source
+from farside.data.tokenizer import Tokenizer
+
+DOCUMENTS = {
+    "train": ["One day the fox, aged 7, met a crow.\n\nIt spoke.", "却说孔明回到汉中。", "Last."],
+    "validation": ["A second text."],
+    "haystack": ["A third text!", "And a fourth?"],
+}
+
+
+def write_source(folder: Path, documents: dict[str, list[str]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, texts in documents.items():
+        (folder / f"{split}.txt").write_text("\n\f\n".join(texts) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    source = SourceConfig(path=str(write_source(tmp_path / "source", DOCUMENTS)))
+    return DataConfig(str(tmp_path / "prepared"), {"en": source}, TokenizerConfig(400, needle_texts=50))
+
+
+def visible(config: DataConfig) -> list[str]:
+    """Folders that are prepared data."""
+    return sorted(path.parent.name for path in Path(config.dir).glob("*/data.json") if path.parent.name[0] != "p")
+
+
+def test_files_hold_the_documents(config: DataConfig) -> None:
+    data = Prepared(prepare(config))
+    assert data.names == ["en"]
+    assert data.language("en") == "en"
+    for split in SPLITS:
+        text = data.tokenizer.decode(data.tokens("en", split).tolist())
+        assert text == "".join(f"{document}<|endoftext|>" for document in DOCUMENTS[split])
+    assert data.tokens("en", "train").dtype == np.uint16
+    assert data.summary["tokenizer_hash"] == data.tokenizer.hash
+    assert data.summary["sources"]["en"]["train_tokens"] == len(data.tokens("en", "train"))
+    assert data.summary["sources"]["en"]["train_bytes"] == sum(len(text.encode()) for text in DOCUMENTS["train"])
+    with pytest.raises(UserError, match="no source 'zh' among the prepared ones"):
+        data.tokens("zh", "train")
+
+
+def state(folder: Path) -> dict[str, tuple[int, str]]:
+    files = sorted(folder.iterdir())
+    return {file.name: (file.stat().st_mtime_ns, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files}
+
+
+def test_a_second_preparation_does_nothing(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepare(config)
+    before = state(folder)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    assert prepare(config) == folder
+    assert state(folder) == before
+
+
+def test_preparation_is_deterministic(config: DataConfig, tmp_path: Path) -> None:
+    one, other = prepare(config), prepare(replace(config, dir=str(tmp_path / "elsewhere")))
+    assert one.name == other.name
+    assert {name: digest for name, (_, digest) in state(one).items()} == {
+        name: digest for name, (_, digest) in state(other).items()
+    }
+
+
+@pytest.mark.parametrize("change", [*SPLITS, "language", "vocab_size", "needle_texts", "another source"])
+def test_the_fingerprint_depends_on_everything_that_goes_in(config: DataConfig, tmp_path: Path, change: str) -> None:
+    before = prepare(config)
+    source = config.sources["en"]
+    if change in SPLITS:
+        write_source(Path(source.path), {change: [*DOCUMENTS[change][:-1], DOCUMENTS[change][-1] + " More."]})
+    elif change == "language":
+        config.sources["en"] = replace(source, language="zh")
+    elif change == "another source":
+        config.sources["second"] = source
+    else:
+        config.tokenizer = replace(config.tokenizer, **{change: 399 if change == "vocab_size" else 49})
+    after = prepare(config)
+    assert after != before
+    assert Prepared(after).language("en") == config.sources["en"].language
+    assert len(visible(config)) == 2
+
+
+def test_where_a_source_lies_does_not_matter(config: DataConfig, tmp_path: Path) -> None:
+    before = prepare(config)
+    config.sources["en"].path = str(write_source(tmp_path / "moved", DOCUMENTS))
+    assert prepare(config) == before
+
+
+def kill_halfway(config: DataConfig) -> None:
+    def die(*arguments: Any) -> dict[str, int]:
+        np.save(arguments[0] / "en.train.npy", np.zeros(3))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    prepare_module._write_source = die
+    prepare(config)
+
+
+def test_a_killed_preparation_leaves_nothing_visible(config: DataConfig) -> None:
+    process = multiprocessing.get_context("fork").Process(target=kill_halfway, args=(config,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert visible(config) == []
+    assert len(list(Path(config.dir).iterdir())) == 1, "it died while writing"
+    folder = prepare(config)
+    assert visible(config) == [folder.name]
+
+
+def test_a_failed_preparation_cleans_up(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "_write_source", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    assert list(Path(config.dir).iterdir()) == []
+
+
+def test_two_at_once_do_not_harm_each_other(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = prepare_module._write_source
+    first: list[Path] = []
+
+    def overtaken(*arguments: Any) -> dict[str, int]:
+        monkeypatch.setattr(prepare_module, "_write_source", original)
+        first.append(prepare(config))
+        return original(*arguments)
+
+    monkeypatch.setattr(prepare_module, "_write_source", overtaken)
+    assert prepare(config) == first[0]
+    assert [path.name for path in Path(config.dir).iterdir()] == [first[0].name]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is missing"), (b"", "is empty"), (b" \n\x0c\n ", "is empty"), (b"ab\xff\xfe", "is not UTF-8 .byte 2")],
+)
+def test_bad_corpora_name_the_file(config: DataConfig, split: str, content: bytes | None, message: str) -> None:
+    file = Path(config.sources["en"].path) / f"{split}.txt"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"data\.sources\.en: .*{split}\.txt {message}") as error:
+        prepare(config)
+    assert "\n" not in str(error.value)
+    assert not Path(config.dir).exists()
+
+
+@pytest.mark.parametrize(("path", "message"), [("", "path: empty"), ("nowhere", "path: no folder 'nowhere'")])
+def test_bad_paths_name_the_key(config: DataConfig, path: str, message: str) -> None:
+    config.sources["en"].path = path
+    with pytest.raises(UserError, match=rf"data\.sources\.en\.{message}"):
+        prepare(config)
+
+
+def test_no_sources_and_no_folder_are_named(config: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.sources: none given"):
+        prepare(replace(config, sources={}))
+    with pytest.raises(UserError, match="no prepared data"):
+        Prepared(tmp_path)
+
+
+def test_the_standard_library_is_split_by_module() -> None:
+    found = read_source("code", SourceConfig(kind=SourceKind.python_stdlib, max_bytes=300_000))
+    assert found.keys() == set(SPLITS)
+    assert all(found.values())
+    documents = [document for split in SPLITS for document in found[split]]
+    assert len(set(documents)) == len(documents)
+    assert sum(map(len, documents)) <= 300_000

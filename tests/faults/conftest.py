@@ -1,0 +1,33 @@
+"""One prepared data folder and one uninterrupted two-rank run for all fault tests."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.driver import farside, small, write_corpus
+
+STEPS = 60
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a small run on prepared data."""
+    root = tmp_path_factory.mktemp("faults")
+    overrides = small(write_corpus(root / "en"), root / "data")
+    done = farside(["data", "prepare", *overrides], root)
+    assert done.returncode == 0, done.stderr
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def two_ranks(words: list[str]) -> list[str]:
+    return ["train", *words, "parallel.dp_shard=2", f"train.steps={STEPS}", "checkpoint.every=8", "run.dir=run"]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, two_ranks: list[str]) -> Path:
+    """The run directory of ``two_ranks``, never interrupted."""
+    root = tmp_path_factory.mktemp("reference")
+    done = farside(two_ranks, root)
+    assert done.returncode == 0, done.stderr
+    return root / "run"

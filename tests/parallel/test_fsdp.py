@@ -1,0 +1,69 @@
+"""Every data-parallel layout computes what one process computes: losses, norms, weights, checkpoints; fp64."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from farside.configs.schema import OptimKind
+from farside.train.checkpoint.format import read
+from tests.parallel.training import CLIP, Trained, digest, fail_on_rank_zero, load, save, train
+from tests.ranks import Rank, RankPool
+
+MESHES = {"dp_shard 2": (1, 2), "dp_shard 3": (1, 3), "dp_shard 4": (1, 4), "replicate 2 x shard 2": (2, 2)}
+
+
+@cache
+def alone(kind: OptimKind, pieces: int) -> Trained:
+    return train(Rank(0, 1), 1, 1, kind, pieces)
+
+
+def assert_same(found: Trained, wanted: Trained) -> None:
+    assert found.losses == pytest.approx(wanted.losses, rel=0, abs=1e-12)
+    assert found.grad_norms == pytest.approx(wanted.grad_norms, rel=0, abs=1e-12)
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, value in wanted.weights.items():
+        assert (found.weights[name] - value).abs().max() <= 1e-9, name
+
+
+@pytest.mark.parametrize("kind", OptimKind)
+def test_micro_batches_change_nothing_on_one_process(kind: OptimKind) -> None:
+    assert min(alone(kind, 1).grad_norms) > CLIP, "clipping must be active"
+    assert alone(kind, 1).initial != alone(kind, 1).final
+    assert_same(alone(kind, 3), alone(kind, 1))
+
+
+@pytest.mark.parametrize("kind", OptimKind)
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_layout_equals_one_process(ranks: RankPool, mesh: tuple[int, int], kind: OptimKind) -> None:
+    replicate, shard = mesh
+    for pieces in (1, 2) if shard == 3 else (1, 3):  # three ranks have four rows each
+        results = ranks.run(train, replicate * shard, replicate, shard, kind, pieces)
+        assert_same(results[0], alone(kind, 1))
+        for result in results:
+            assert result.initial == alone(kind, 1).initial, "initial weights depend on the mesh"
+            assert result.final == results[0].final, "ranks hold different weights"
+            assert result.losses == results[0].losses
+            assert result.grad_norms == results[0].grad_norms
+
+
+@pytest.mark.parametrize("kind", OptimKind)
+def test_checkpoint_of_two_ranks_loads_into_any_mesh_bit_for_bit(
+    ranks: RankPool, tmp_path: Path, kind: OptimKind
+) -> None:
+    (saved, after), other = ranks.run(save, 2, tmp_path, kind)
+    assert other == (saved, after)
+    checkpoint = read(tmp_path / "checkpoints" / "step_00000002")
+    tensors = {name: digest(checkpoint.tensors(name)) for name in ("model", "optimizer")}
+    assert saved == f"2 {tensors['model']} {tensors['optimizer']}"
+    for size, replicate in ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)):
+        for loaded, continued, step in ranks.run(load, size, tmp_path, kind, replicate):
+            assert (loaded, step) == (saved, 2), f"{size} ranks, dp_replicate {replicate}"
+            if (size, replicate) == (2, 1):
+                assert continued == after, "the same mesh must go on bit for bit"
+
+
+def test_a_failed_save_is_raised_on_every_rank(ranks: RankPool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for told in ranks.run(fail_on_rank_zero, 2, tmp_path):
+        assert "checkpoint of step 1 not saved" in told
