@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Config
+from farside.configs.schema import Config, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,10 @@ def _stage(
 def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     """Raises UserError for a stage that cannot run; returns the stages."""
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
+    check_model(config.model)
+    for key in ("every", "keep"):
+        if getattr(config.checkpoint, key) < 1:
+            raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
     for stage in stages:
         where = f"stage {stage.name!r}"
         if stage.steps < 1:
@@ -128,3 +132,16 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
     return stages
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises UserError for a shape that no model can have."""
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    if min(heads, kv_heads) < 1 or heads % kv_heads:
+        raise UserError(
+            f"model.num_key_value_heads = {kv_heads} does not divide model.num_attention_heads = {heads}; use a divisor"
+        )
+    if model.head_dim < 2 or model.head_dim % 2:
+        raise UserError(f"model.head_dim = {model.head_dim}; RoPE rotates pairs, so give an even number")
+    if model.num_hidden_layers < 1:
+        raise UserError(f"model.num_hidden_layers = {model.num_hidden_layers}; give at least 1")

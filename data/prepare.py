@@ -40,8 +40,12 @@ def prepare(config: DataConfig, say: Callable[[str], None] = lambda line: None) 
     folder = Path(config.dir) / fingerprint[:16]
     if (folder / "data.json").is_file():
         return folder
-    Path(config.dir).mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="preparing-", dir=config.dir))
+    try:
+        Path(config.dir).mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix="preparing-", dir=config.dir))
+    except OSError as error:
+        raise UserError(f"data.dir {config.dir}: cannot be written ({error.strerror}); name another") from error
+    unfinished.chmod(0o755)  # others may share what mkdtemp keeps to its owner
     try:
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
         tokenizer = Tokenizer.train(_tokenizer_texts(config, texts), config.tokenizer.vocab_size)

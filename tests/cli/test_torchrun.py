@@ -32,6 +32,7 @@ def test_bare_torchrun(tmp_path: Path, words: list[str]) -> None:
     assert {"rank_0.log", "rank_1.log"} <= {path.name for path in (tmp_path / "run" / "logs").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_more_ranks_than_the_layout(tmp_path: Path, words: list[str]) -> None:
     done = torchrun([*words, "run.dir=run"], tmp_path)

@@ -88,7 +88,7 @@ def assert_equal(run: Path, whole: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("victim", "seed"), [("tree", 0), ("tree", 1), ("rank", 2), ("rank", 3), ("launcher", 4)])
+@pytest.mark.parametrize(("victim", "seed"), [("tree", 1), ("rank", 2), ("launcher", 4)])
 def test_killed_in_every_phase(tmp_path: Path, job_words: list[str], whole: Path, victim: str, seed: int) -> None:
     generator, run = random.Random(seed), tmp_path / "run"
     for phase, label, moment in moments(generator):
@@ -119,7 +119,7 @@ def test_killed_in_every_phase(tmp_path: Path, job_words: list[str], whole: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM], ids=lambda number: number.name)
 def test_stopped_in_every_phase(tmp_path: Path, job_words: list[str], whole: Path, number: signal.Signals) -> None:
     """10 of 10 requests end in exit code 0 and status "stopped"."""
     generator, run = random.Random(int(number)), tmp_path / "run"

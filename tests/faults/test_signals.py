@@ -24,7 +24,6 @@ def terminate_everything(job: Job) -> None:
 
 WAYS: dict[str, Callable[[Job], None]] = {
     "interrupt": interrupt,
-    "terminate": lambda job: job.signal(signal.SIGTERM),
     "torchrun": lambda job: job.signal(signal.SIGTERM, [job.torchrun()]),
     "one worker": lambda job: job.signal(signal.SIGTERM, [job.rank(1)]),
     "everything": terminate_everything,
