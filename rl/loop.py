@@ -27,6 +27,7 @@ from farside.train.loss import LossFn, WeightedSum
 from farside.train.metrics import MetricsWriter
 from farside.train.model.heads import TokenOutputs
 from farside.train.runtime import Runtime, Stopped, write_status
+from farside.train.schedule import lr_factor
 
 
 def policy_loss(clip_low: float, clip_high: float) -> LossFn:
@@ -103,13 +104,14 @@ class RlLoop:
             )
         batches = self.batches(completions, scores)
         outputs = self.engine.forward_backward(batches, self.loss_fn, sums["samples"] - sums["errors"])
-        stats = self.engine.step(self.config.lr)
+        lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
+        stats = self.engine.step(lr)
         progress["step"] += 1
         record = {
             "step": progress["step"],
             **self.describe(sums, outputs),
             "grad_norm": stats.grad_norm.item(),
-            "lr": self.config.lr,
+            "lr": lr,
             "seconds": time.perf_counter() - started,
             "seconds_rollout": seconds_rollout,
             "peak_memory_bytes": peak_memory_bytes(self.runtime.device),

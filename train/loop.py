@@ -118,12 +118,19 @@ class TrainLoop:
             progress.tokens += stage.global_batch_size * stage.seq_len
             progress.trained_length = max(progress.trained_length, stage.seq_len)
             self._record(stage, progress, outputs, stats.grad_norm, lr, time.perf_counter() - started)
+            self._call_hooks(stage, progress)  # before saving: a kill in between repeats them, it does not lose them
             if progress.step % self.config.checkpoint.every == 0 or progress.step == stage.last_step:
                 self._save(stage, progress)
+        self.after_stage(stage)
+
+    def _call_hooks(self, stage: Stage, progress: Progress) -> None:
+        try:
             for hook in self.hooks:
                 if hook.every and progress.step % hook.every == 0 and progress.step < stage.last_step:
                     hook(StepInfo(progress.step, stage))
-        self.after_stage(stage)
+        except Stopped:
+            self._save(stage, progress)
+            raise
 
     def _record(
         self,

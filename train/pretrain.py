@@ -39,7 +39,7 @@ def main(runtime: Runtime) -> None:
         if stage.eval:
             evaluate_grid(runtime, engine, data, stage.name, stage.index, stage.seq_len, newest(runtime.dir))
 
-    hook = GridHook(runtime, engine, data, config.eval.every)
+    hook = GridHook(runtime, engine, data, config.eval.every, progress.step)
     loop = TrainLoop(
         runtime,
         engine,

@@ -9,7 +9,7 @@ from typing import Any
 
 from farside.data.batch import Batch
 from farside.data.order import fold, permuted
-from farside.rl.reward.model import last_token_batch
+from farside.rl.reward.model import answer_batch
 from farside.rl.types import Completion, Mark, Prompt, Verdict
 
 
@@ -73,7 +73,7 @@ class PairFeed:
 
 def pair_batch(pairs: Sequence[Pair]) -> Batch:
     """Rows chosen, rejected, chosen, ...; a pair weighs 1."""
-    return last_token_batch([item for pair in pairs for item in (pair.chosen, pair.rejected)], 0.5)
+    return answer_batch([item for pair in pairs for item in (pair.chosen, pair.rejected)], 0.5)
 
 
 def save_pairs(path: Path, pairs: dict[str, list[Pair]]) -> None:

@@ -25,6 +25,7 @@ from farside.train.checkpoint.store import CheckpointStore, newest
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import generate
 from farside.train.loop import StepInfo
+from farside.train.metrics import MetricsWriter
 from farside.train.model.transformer import Transformer
 from farside.train.phase import identity, load_data, load_foreign
 from farside.train.runtime import Runtime, Stopped, worker_main
@@ -192,18 +193,17 @@ def write_grid(folder: Path, result: dict[str, Any]) -> None:
 class GridHook:
     """A coarse grid every n steps of training: eval.training_points lengths and depths, one needle each."""
 
-    def __init__(self, runtime: Runtime, engine: NativeEngine, data: Prepared, every: int) -> None:
+    def __init__(self, runtime: Runtime, engine: NativeEngine, data: Prepared, every: int, step: int) -> None:
         self.runtime, self.engine, self.data, self.every = runtime, engine, data, every
+        self.writer = MetricsWriter(runtime.dir, step, "niah.jsonl") if every and runtime.main else None
 
     def __call__(self, info: StepInfo) -> None:
         points = self.runtime.config.eval.training_points
         config = replace(self.runtime.config.eval.niah, lengths=points, depths=points, needles=1)
         model = self.engine.replica()
         grids = [run_grid(self.runtime, model, self.data, config, source) for source in config.sources]
-        if self.runtime.main:
-            record = {"step": info.step, **{grid["language"]: grid for grid in grids}}
-            with (self.runtime.dir / "niah.jsonl").open("a") as stream:
-                stream.write(json.dumps(record) + "\n")
+        if self.writer:
+            self.writer.write({"step": info.step, **{grid["language"]: grid for grid in grids}})
             counts = ", ".join(f"{grid['language']} {grid['green']}/{grid['cells']}" for grid in grids)
             print(f"needles at step {info.step}: {counts}", flush=True)
 
