@@ -20,9 +20,9 @@ SPEED = (
     "table, loss is the mean of a stage's last 20 steps; speed and MFU are medians."
 )
 NEEDLES = (
-    "In every cell {needles} made-up facts, the needles, are hidden around one depth of an unseen text of "
-    "one length, and asked for at the end. A cell is green when every one comes back exactly, red when "
-    "none does. Columns right of a dashed line are longer than anything that model had been trained on."
+    "Every cell stands for {needles} unseen texts of one length, each with a made-up fact, the needle, hidden at one "
+    "depth and asked for at the end. A cell is green when every needle comes back exactly, red when none does. "
+    "Columns right of a dashed line are longer than anything that model had been trained on."
 )
 WARM_START = (
     "The model imitates written-out reasoning: a thought between think marks, then the answer. This gives "

@@ -125,7 +125,7 @@ def answer_trials(
         for trial, answer in zip(batch, answers):
             exact, text = writer.is_exact(trial.needle, answer.tokens)
             example = {
-                "depth": trial.depth,
+                "depth": round(trial.depth, 1),
                 "question": writer.wording.question.format(key=trial.needle.key).strip(),
                 "expected": trial.needle.value,
                 "answer": text,
@@ -229,7 +229,7 @@ def main(runtime: Runtime) -> None:
         100,
         checkpoint.state["trained_length"],
         path,
-        f"of {path.parent.parent.name}, step {checkpoint.step}",
+        f"after {path.parent.parent.name}, step {checkpoint.step}",
     )
 
 
