@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ SUMMARY = "summary.json"
 
 def load_data(runtime: Runtime) -> Prepared:
     """Prepared data; rank 0 prepares what is missing while the others wait."""
-    folder = prepare(runtime.config.data) if runtime.main else None
+    folder = prepare(runtime.config.data, partial(print, flush=True)) if runtime.main else None
     folder = comm.broadcast_object(folder, runtime.mesh.dp)
     data = Prepared(folder)
     if data.tokenizer.vocab_size > runtime.config.model.vocab_size:
