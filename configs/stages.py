@@ -109,6 +109,9 @@ def _stage(
 
 def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     """Raises UserError for a stage that cannot run; returns the stages."""
+    for key, degree in vars(config.parallel).items():
+        if degree < 1:
+            raise UserError(f"parallel.{key} = {degree}; degrees are at least 1")
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     check_model(config.model)
     for key in ("every", "keep"):

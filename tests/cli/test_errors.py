@@ -118,7 +118,7 @@ def test_checkpoints_that_do_not_fit(
         (["train.init_from=nowhere"], ("nowhere",)),
         (["data.sources.en.path=nowhere"], ("data.sources.en.path", "nowhere")),
         (["model.vocab_size=100"], ("model.vocab_size = 100",)),
-        (["parallel.dp_shard=0"], ("parallel", "at least 1")),
+        (["parallel.dp_shard=0"], ("parallel.dp_shard = 0", "at least 1")),
     ],
 )
 def test_job_that_cannot_run(tmp_path: Path, words: list[str], overrides: list[str], expected: tuple[str]) -> None:
