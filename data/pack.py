@@ -7,8 +7,9 @@ import numpy as np
 
 from farside.configs.errors import UserError
 from farside.data.batch import Sample, document_sample
+from farside.data.chat import END
 from farside.data.order import epoch_item, fold, permuted
-from farside.data.tokenizer import END, Tokenizer
+from farside.data.tokenizer import Tokenizer
 
 
 class TextSource:

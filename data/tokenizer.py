@@ -1,7 +1,4 @@
-"""A byte-level BPE with single digits, trained with ``tokenizers``; and the chat format.
-
-A conversation is ``<|user|>QUESTION<|assistant|><think>REASONING</think>ANSWER<|end|>``.
-"""
+"""A byte-level BPE with single digits, trained with ``tokenizers``."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,10 +9,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from farside.configs.errors import UserError
-
-END_OF_TEXT, USER, ASSISTANT, END, THINK, END_THINK = SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>",
-)  # fmt: skip
+from farside.data.chat import ASSISTANT, END, END_OF_TEXT, SPECIAL_TOKENS, USER
 
 
 class Tokenizer:

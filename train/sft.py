@@ -7,6 +7,7 @@ import time
 
 from farside.configs.errors import UserError
 from farside.configs.stages import sft_stages
+from farside.data.chat import TRACES
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import TrainLoop
@@ -21,8 +22,6 @@ from farside.train.phase import (
     write_summary,
 )
 from farside.train.runtime import Runtime, worker_main
-
-TRACES = "traces.jsonl"
 
 
 def main(runtime: Runtime) -> None:

@@ -5,8 +5,8 @@
 import numpy as np
 
 from farside.data.batch import Sample, document_sample
+from farside.data.chat import SPECIAL_TOKENS
 from farside.data.order import rng
-from farside.data.tokenizer import SPECIAL_TOKENS
 
 
 class CopySource:

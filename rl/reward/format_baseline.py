@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from farside.rl.tasks.dataset import END, THINK, THINK_END
+from farside.data.chat import END, END_THINK, THINK
 from farside.rl.types import Completion
 
 Sample = str | Completion
@@ -30,7 +30,7 @@ def features(sample: Sample) -> NDArray[np.float64]:
     """
     text = sample if isinstance(sample, str) else sample.text
     body, end, _ = text.partition(END)
-    scratch, closed, answer = body.rpartition(THINK_END)
+    scratch, closed, answer = body.rpartition(END_THINK)
     if not closed and THINK in body:
         scratch, answer = body, ""
     scratch = scratch.rpartition(THINK)[2]

@@ -3,7 +3,8 @@
 import random
 from typing import Any
 
-from farside.rl.tasks.dataset import END, THINK, THINK_END, DatasetTask
+from farside.data.chat import END, END_THINK, THINK
+from farside.rl.tasks.dataset import DatasetTask
 from farside.rl.types import Prompt
 
 FULL_SHARE = 0.4
@@ -72,7 +73,7 @@ class AdditionTask(DatasetTask):
             scratch = " ".join(str(total) for _, total in columns(prompt.question))
         else:
             scratch = ""
-        return f"{THINK}{scratch}{THINK_END}{prompt.answer}{END}"
+        return f"{THINK}{scratch}{END_THINK}{prompt.answer}{END}"
 
 
 def columns(question: str) -> list[tuple[str, int]]:

@@ -3,11 +3,8 @@
 import zlib
 from typing import Any, Protocol
 
+from farside.data.chat import END, END_THINK, THINK
 from farside.rl.types import Mark, Prompt, Verdict
-
-END = "<|end|>"
-THINK = "<think>"
-THINK_END = "</think>"
 
 HELD_OUT_SHARE = 10
 """One question text in this many is held out."""
@@ -46,7 +43,7 @@ def extract_answer(text: str) -> tuple[str, str]:
     body, end, _ = text.partition(END)
     if not end:
         return "", "truncated"
-    _, closed, answer = body.rpartition(THINK_END)
+    _, closed, answer = body.rpartition(END_THINK)
     if not closed and THINK in body:
         answer = ""
     answer = answer.strip()
@@ -91,7 +88,7 @@ class DatasetTask:
 
     def trace(self, prompt: Prompt, seed: int) -> str:
         """The answer without scratch work; datasets that can show their work override this."""
-        return f"{THINK}{THINK_END}{prompt.answer}{END}"
+        return f"{THINK}{END_THINK}{prompt.answer}{END}"
 
     def decide(self, prompt: Prompt, text: str) -> Verdict | None:
         """The verdict where it costs no more than reading the text, else None; never unlike ``verify``."""

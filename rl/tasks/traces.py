@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 
 from farside.configs.schema import SftConfig
+from farside.data.chat import TRACES
 from farside.rl.tasks.registry import make_task
-
-TRACES = "traces.jsonl"
 
 
 def write_traces(config: SftConfig, directory: Path) -> Path:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from farside.data.chat import SPECIAL_TOKENS
 from farside.data.synthetic.copy import CopySource
-from farside.data.tokenizer import SPECIAL_TOKENS
 
 
 @pytest.mark.parametrize("seq_len", [16, 64, 97])

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farside.configs.errors import UserError
-from farside.data.tokenizer import ASSISTANT, END, END_OF_TEXT, SPECIAL_TOKENS, USER, Tokenizer
+from farside.data.chat import ASSISTANT, END, END_OF_TEXT, SPECIAL_TOKENS, USER
+from farside.data.tokenizer import Tokenizer
 
 
 def test_equal_texts_give_an_equal_tokenizer(texts: dict[str, str], tmp_path: Path) -> None:
