@@ -76,6 +76,12 @@ class ParallelConfig:
     """Replicas of the whole (possibly sharded) model."""
     dp_shard: int = 1
     """Ranks that parameters, gradients and optimizer state are sharded over (FSDP2)."""
+    cp: int = 1
+    """Ranks that share each sequence: context parallelism."""
+    tp: int = 1
+    """Ranks that share each matrix and, between blocks, the sequence: tensor and sequence parallelism."""
+    pp: int = 1
+    """Pipeline stages."""
 
 
 @dataclass

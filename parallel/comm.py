@@ -1,11 +1,13 @@
 """Every collective of farside. A group is always named; a group of one rank costs nothing.
 
-None here is differentiable yet: FSDP2 brings its own reductions. The typed differentiable collectives of
-tensor and context parallelism will stand beside these.
+The differentiable ones are typed by ``spmd_types``: on an axis a tensor is Replicate (R: equal values, gradients still
+to be summed), Invariant (I: equal values, equal gradients), Varying (V, or Shard(dim)) or Partial (P: to be summed).
+Low precision is summed in fp32.
 """
 
 from typing import Any
 
+import spmd_types as spmd
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -66,3 +68,41 @@ def broadcast_object(value: Any, group: Group) -> Any:
 def barrier(group: Group) -> None:
     if size(group) > 1:
         dist.barrier(group=group)
+
+
+def _at_least_fp32(tensor: Tensor) -> dict[str, Any]:
+    """spmd_types' options for a sum of low-precision tensors."""
+    if tensor.dtype.itemsize >= 4:
+        return {}
+    return {"op_dtype": torch.float32, "out_dtype": tensor.dtype}
+
+
+def gather(x: Tensor, dim: int, group: Group) -> Tensor:
+    """Shard(dim) -> R: the shards of all ranks along ``dim``, for ranks that go on to use the whole differently.
+
+    Backward: reduce-scatter, Partial -> Shard(dim).
+    """
+    if size(group) == 1:
+        return x
+    return spmd.all_gather(x, group, src=spmd.S(dim), dst=spmd.R, backward_options=_at_least_fp32(x))
+
+
+def gather_alike(x: Tensor, dim: int, group: Group) -> Tensor:
+    """Shard(dim) -> I: as ``gather``, for ranks that go on to do the same with the whole. Backward: a slice."""
+    if size(group) == 1:
+        return x
+    return spmd.all_gather(x, group, src=spmd.S(dim), dst=spmd.I)
+
+
+def reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
+    """Partial -> Shard(dim): the sum over ranks, cut along ``dim``. Backward: all-gather, Shard(dim) -> R."""
+    if size(group) == 1:
+        return x
+    return spmd.reduce_scatter(x, group, src=spmd.P, dst=spmd.S(dim), **_at_least_fp32(x))
+
+
+def max_(tensor: Tensor, group: Group) -> Tensor:
+    """All-reduce in place by maximum; returns the tensor."""
+    if size(group) > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return tensor

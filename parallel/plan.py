@@ -1,0 +1,102 @@
+"""Which parameter is cut how over the tensor-parallel ranks, as data keyed by canonical name.
+
+Two cuts make up what a rank holds: tensor parallelism takes its part of ``dim``, then FSDP2 takes rows of that.
+``ShardTable`` undoes and redoes both; initial values, optimizers, checkpoints and export read it and nothing else.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from farside.parallel import comm, fsdp
+
+TENSOR_PLAN = (
+    ("*.q_proj.weight", 0),
+    ("*.k_proj.weight", 0),
+    ("*.v_proj.weight", 0),
+    ("*.o_proj.weight", 1),
+    ("*.gate_proj.weight", 0),
+    ("*.up_proj.weight", 0),
+    ("*.down_proj.weight", 1),
+    ("*embed_tokens.weight", 0),
+    ("lm_head.weight", 0),
+)
+"""Name pattern -> the dimension of the whole parameter that tensor parallelism cuts; every rank holds the others
+whole."""
+
+
+def tensor_dim(name: str) -> int | None:
+    return next((dim for pattern, dim in TENSOR_PLAN if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def part(whole: int, size: int) -> int:
+    """Of ``whole`` rows cut over ``size`` ranks, how many each holds; the last rank's surplus is padding."""
+    return -(-whole // size)
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """shapes: canonical name -> shape of the whole, unsharded parameter."""
+
+    shapes: Mapping[str, torch.Size]
+    tp: comm.Group
+
+    def full(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole of a parameter (or of a moment that is cut like it). Collective when sharded."""
+        return self._join(name, fsdp.full(tensor))
+
+    def copy_full_(self, name: str, target: Tensor, value: Tensor) -> None:
+        """Writes the whole value, given alike on every rank, into a sharded or plain tensor; no communication."""
+        fsdp.copy_full_(target, self.tensor_part(name, value))
+
+    def shard_of(self, name: str, value: Tensor, parameter: Tensor) -> Tensor:
+        """This rank's part of a whole value, cut as ``parameter`` is; no communication."""
+        return fsdp.shard_of(self.tensor_part(name, value), parameter)
+
+    def tensor_part(self, name: str, whole: Tensor) -> Tensor:
+        """This tensor-parallel rank's part of a whole value, padded with zeros to equal size."""
+        dim, size = tensor_dim(name), comm.size(self.tp)
+        if dim is None or size == 1:
+            return whole
+        rows = part(whole.shape[dim], size)
+        padding = rows * size - whole.shape[dim]
+        if padding:
+            whole = F.pad(whole, (0, 0) * (whole.ndim - 1 - dim) + (0, padding))
+        return whole.narrow(dim, comm.rank(self.tp) * rows, rows)
+
+    def _join(self, name: str, piece: Tensor) -> Tensor:
+        dim = tensor_dim(name)
+        if dim is None or comm.size(self.tp) == 1:
+            return piece
+        joined = comm.all_gather(piece.movedim(dim, 0), self.tp).movedim(0, dim)
+        return joined.narrow(dim, 0, self.shapes[name][dim]).contiguous()
+
+    def gather(self, shards: dict[str, Tensor], fsdp_group: comm.Group) -> dict[str, Tensor]:
+        """Whole tensors from local shards, in one all-gather an axis for all of them. Collective."""
+        pieces = fsdp.gather_shards(shards, {name: self._part_shape(name) for name in shards}, fsdp_group)
+        cut = [name for name in pieces if self.is_cut(name)]
+        if not cut:
+            return pieces
+        flat = comm.all_gather(torch.cat([pieces[name].flatten() for name in cut]), self.tp)
+        for name, parts in zip(
+            cut, zip(*(rank.split([pieces[name].numel() for name in cut]) for rank in flat.chunk(comm.size(self.tp))))
+        ):
+            dim = tensor_dim(name)
+            assert dim is not None
+            whole = torch.cat([piece.view(self._part_shape(name)) for piece in parts], dim)
+            pieces[name] = whole.narrow(dim, 0, self.shapes[name][dim])
+        return pieces
+
+    def _part_shape(self, name: str) -> torch.Size:
+        shape, dim = list(self.shapes[name]), tensor_dim(name)
+        if dim is not None:
+            shape[dim] = part(shape[dim], comm.size(self.tp))
+        return torch.Size(shape)
+
+    def is_cut(self, name: str) -> bool:
+        """Whether tensor-parallel ranks hold different parts, rather than the same whole."""
+        return comm.size(self.tp) > 1 and tensor_dim(name) is not None
