@@ -83,6 +83,10 @@ class ParallelConfig:
     pp: int = 1
     """Pipeline stages."""
 
+    @property
+    def ranks(self) -> int:
+        return self.dp_replicate * self.dp_shard * self.cp * self.tp * self.pp
+
 
 @dataclass
 class SourceConfig:

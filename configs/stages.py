@@ -114,6 +114,7 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
             raise UserError(f"parallel.{key} = {degree}; degrees are at least 1")
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     check_model(config.model)
+    check_layout(config)
     for key in ("every", "keep"):
         if getattr(config.checkpoint, key) < 1:
             raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
@@ -132,9 +133,26 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
                 f"{where}: global_batch_size = {stage.global_batch_size} does not divide over "
                 f"{ranks} data-parallel ranks (dp_replicate·dp_shard); use a multiple of {ranks}"
             )
+        pieces = config.parallel.cp * config.parallel.tp
+        if stage.seq_len % pieces:
+            raise UserError(
+                f"{where}: seq_len = {stage.seq_len} does not divide over {pieces} ranks of one sequence "
+                f"(parallel.cp·tp); use a multiple of {pieces}"
+            )
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
     return stages
+
+
+def check_layout(config: Config) -> None:
+    """Raises UserError for a layout that this model cannot be cut into."""
+    tp, model = config.parallel.tp, config.model
+    for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
+        value = getattr(model, key)
+        if value % tp:
+            raise UserError(
+                f"parallel.tp = {tp} does not divide model.{key} = {value}; every rank needs as many: use a divisor"
+            )
 
 
 def check_model(model: ModelConfig) -> None:

@@ -17,10 +17,10 @@ from farside.parallel.mesh import Mesh
 
 
 def apply_fsdp(model: nn.Module, blocks: Iterable[nn.Module], mesh: Mesh) -> None:
-    """Shards each block and then the rest of the model, in place. Does nothing on one rank."""
-    if mesh.device_mesh is None:
+    """Shards each block and then the rest of the model over dp_shard x cp, in place; dp_replicate copies of that."""
+    if mesh.tokens is None or mesh.device_mesh is None:
         return
-    device_mesh = mesh.device_mesh if mesh.dims.dp_replicate > 1 else mesh.device_mesh["dp_shard"]
+    device_mesh = mesh.device_mesh["dp_replicate", "fsdp"] if mesh.dims.dp_replicate > 1 else mesh.device_mesh["fsdp"]
     for block in blocks:
         fully_shard(block, mesh=device_mesh)
     fully_shard(model, mesh=device_mesh)

@@ -40,9 +40,9 @@ class ParallelDims:
             raise UserError(f"parallel: degrees must be at least 1, got {dims}")
         if dims.world_size != world_size:
             used = [axis for axis in AXES if getattr(dims, axis) > 1] or ["dp_shard"]
+            product = "·".join(str(getattr(dims, axis)) for axis in used)
             raise UserError(
-                f"parallel: {'·'.join(used)} = {'·'.join(str(getattr(dims, axis)) for axis in used)} = "
-                f"{dims.world_size}, but {world_size} ranks were started; make them equal"
+                f"parallel: {'·'.join(used)} = {product}{f' = {dims.world_size}' if len(used) > 1 else ''}, but {world_size} ranks were started; make them equal"
             )
         return dims
 
@@ -102,6 +102,14 @@ class Mesh:
         return self.dims.dp_replicate * self.dims.dp_shard
 
     @property
+    def is_first_replica(self) -> bool:
+        """Whether this rank belongs to the first of dp_replicate equal copies of the model."""
+        return self.device_mesh is None or self.device_mesh.get_local_rank("dp_replicate") == 0
+
+    @property
     def leads(self) -> bool:
         """Whether this rank speaks for its samples: of all ranks that hold them, one does."""
         return comm.rank(self.cp) == comm.rank(self.tp) == comm.rank(self.pp) == 0
+
+
+ONE_RANK = Mesh(ParallelDims())

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farside.parallel import comm, fsdp
+from farside.parallel.mesh import ONE_RANK, Mesh
 
 TENSOR_PLAN = (
     ("*.q_proj.weight", 0),
@@ -43,7 +44,7 @@ class ShardTable:
     """shapes: canonical name -> shape of the whole, unsharded parameter."""
 
     shapes: Mapping[str, torch.Size]
-    tp: comm.Group
+    mesh: Mesh = ONE_RANK
 
     def full(self, name: str, tensor: Tensor) -> Tensor:
         """The whole of a parameter (or of a moment that is cut like it). Collective when sharded."""
@@ -59,31 +60,31 @@ class ShardTable:
 
     def tensor_part(self, name: str, whole: Tensor) -> Tensor:
         """This tensor-parallel rank's part of a whole value, padded with zeros to equal size."""
-        dim, size = tensor_dim(name), comm.size(self.tp)
+        dim, size = tensor_dim(name), comm.size(self.mesh.tp)
         if dim is None or size == 1:
             return whole
         rows = part(whole.shape[dim], size)
         padding = rows * size - whole.shape[dim]
         if padding:
             whole = F.pad(whole, (0, 0) * (whole.ndim - 1 - dim) + (0, padding))
-        return whole.narrow(dim, comm.rank(self.tp) * rows, rows)
+        return whole.narrow(dim, comm.rank(self.mesh.tp) * rows, rows)
 
     def _join(self, name: str, piece: Tensor) -> Tensor:
         dim = tensor_dim(name)
-        if dim is None or comm.size(self.tp) == 1:
+        if dim is None or comm.size(self.mesh.tp) == 1:
             return piece
-        joined = comm.all_gather(piece.movedim(dim, 0), self.tp).movedim(0, dim)
+        joined = comm.all_gather(piece.movedim(dim, 0), self.mesh.tp).movedim(0, dim)
         return joined.narrow(dim, 0, self.shapes[name][dim]).contiguous()
 
-    def gather(self, shards: dict[str, Tensor], fsdp_group: comm.Group) -> dict[str, Tensor]:
+    def gather(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors from local shards, in one all-gather an axis for all of them. Collective."""
-        pieces = fsdp.gather_shards(shards, {name: self._part_shape(name) for name in shards}, fsdp_group)
+        pieces = fsdp.gather_shards(shards, {name: self._part_shape(name) for name in shards}, self.mesh.fsdp)
         cut = [name for name in pieces if self.is_cut(name)]
         if not cut:
             return pieces
-        flat = comm.all_gather(torch.cat([pieces[name].flatten() for name in cut]), self.tp)
+        flat = comm.all_gather(torch.cat([pieces[name].flatten() for name in cut]), self.mesh.tp)
         for name, parts in zip(
-            cut, zip(*(rank.split([pieces[name].numel() for name in cut]) for rank in flat.chunk(comm.size(self.tp))))
+            cut, zip(*(rank.split([pieces[name].numel() for name in cut]) for rank in flat.chunk(comm.size(self.mesh.tp))))
         ):
             dim = tensor_dim(name)
             assert dim is not None
@@ -94,9 +95,33 @@ class ShardTable:
     def _part_shape(self, name: str) -> torch.Size:
         shape, dim = list(self.shapes[name]), tensor_dim(name)
         if dim is not None:
-            shape[dim] = part(shape[dim], comm.size(self.tp))
+            shape[dim] = part(shape[dim], comm.size(self.mesh.tp))
         return torch.Size(shape)
 
     def is_cut(self, name: str) -> bool:
         """Whether tensor-parallel ranks hold different parts, rather than the same whole."""
-        return comm.size(self.tp) > 1 and tensor_dim(name) is not None
+        return comm.size(self.mesh.tp) > 1 and tensor_dim(name) is not None
+
+    @torch.no_grad()
+    def sum_partial_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Completes the gradients of parameters that every tensor-parallel rank holds whole: each rank's is the part
+        that its tokens or heads gave. One all-reduce for all of them, in place."""
+        if comm.size(self.mesh.tp) == 1:
+            return
+        partial = [fsdp.local(gradient) for name, gradient in gradients.items() if not self.is_cut(name)]
+        flat = comm.sum_(torch.cat([gradient.flatten() for gradient in partial]), self.mesh.tp)
+        for gradient, total in zip(partial, flat.split([gradient.numel() for gradient in partial])):
+            gradient.copy_(total.view_as(gradient))
+
+    def square_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Sum of squares over all parameters of the model, each counted once, in float64; alike on all ranks."""
+        mine = [
+            fsdp.local(gradient)
+            for name, gradient in gradients.items()
+            if self.is_cut(name) or comm.rank(self.mesh.tp) == 0
+        ]
+        device = next(iter(gradients.values())).device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        if mine and self.mesh.is_first_replica:
+            total += torch.stack([norm.double() ** 2 for norm in torch._foreach_norm(mine)]).sum()
+        return comm.sum_(total, self.mesh.world)

@@ -38,8 +38,11 @@ class TensorParallel(Protocol):
         """[B, T, ...] -> [B, L, ...] for outputs that every rank goes on to treat alike."""
         ...
 
-    def label_scores(self, logits_Nv: Tensor, labels_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-        """Log-probability of each label and entropy of each distribution over the whole vocabulary, in nats: [N]."""
+    def label_scores(
+        self, logits_Nv: Tensor, labels_N: Tensor, *, vocab_size: int, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probability of each label and, if asked for, the entropy of each distribution over the whole
+        vocabulary, in nats: [N] each."""
         ...
 
 
@@ -60,12 +63,14 @@ class WholeTensors:
     def unshard(self, x: Tensor) -> Tensor:
         return x
 
-    def label_scores(self, logits_Nv: Tensor, labels_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    def label_scores(
+        self, logits_Nv: Tensor, labels_N: Tensor, *, vocab_size: int, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if not entropy:
+            return -F.cross_entropy(logits_Nv, labels_N, reduction="none"), None
         logprobs_NV = logits_Nv.log_softmax(-1)
-        return (
-            logprobs_NV.gather(-1, labels_N[:, None]).squeeze(-1),
-            -(logprobs_NV.exp() * logprobs_NV).sum(-1),
-        )
+        picked_N = logprobs_NV.gather(-1, labels_N[:, None]).squeeze(-1)
+        return picked_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1)
 
 
 class ShardedTensors:
@@ -90,12 +95,15 @@ class ShardedTensors:
     def unshard(self, x: Tensor) -> Tensor:
         return comm.gather_alike(x, 1, self.group)
 
-    def label_scores(self, logits_Nv: Tensor, labels_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    def label_scores(
+        self, logits_Nv: Tensor, labels_N: Tensor, *, vocab_size: int, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         first = self.rank * logits_Nv.shape[-1]
         spare = first + logits_Nv.shape[-1] - vocab_size
         if spare > 0:  # rows that pad the vocabulary to a multiple of tp are no tokens
             logits_Nv = F.pad(logits_Nv[:, :-spare], (0, spare), value=float("-inf"))
-        return VocabParallelScores.apply(logits_Nv, labels_N - first, self.group)
+        logprobs_N, entropy_N = VocabParallelScores.apply(logits_Nv, labels_N - first, self.group)
+        return logprobs_N, entropy_N if entropy else None
 
 
 class VocabParallelScores(torch.autograd.Function):

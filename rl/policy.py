@@ -19,7 +19,7 @@ from farside.train.runtime import Runtime
 def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:
     """A verified checkpoint's model on every rank. Raises UserError if it is of another model or head."""
     engine = NativeEngine(runtime.config, runtime.mesh, runtime.device, head)
-    store = CheckpointStore(runtime.dir, 1, runtime.mesh.dp, identity(runtime.config, data))
+    store = CheckpointStore(runtime.dir, 1, runtime.mesh.world, identity(runtime.config, data))
     checkpoint = store.start_from(path)
     if head == "scalar" and "score.weight" not in checkpoint.tensors("model"):
         raise UserError(
@@ -36,13 +36,13 @@ def held_out_accuracy(
 
     A verifier error counts as not answered: it lowers the accuracy, never raises it.
     """
-    mine = [task.prompt("held_out", index) for index in range(runtime.mesh.dp_rank, prompts, runtime.mesh.dp_size)]
+    mine = [task.prompt("held_out", index) for index in range(comm.rank(runtime.mesh.world), prompts, comm.size(runtime.mesh.world))]
     answers = rollout.generate(mine, 1, max_new_tokens, 0.0, seed=0) if mine else []
     verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
     right = sum(verdict.mark is Mark.correct for verdict in verdicts)
     sums = comm.sum_floats(
         [float(right), float(sum(len(answer.tokens) for answer in answers)), float(len(answers))],
-        runtime.mesh.dp,
+        runtime.mesh.world,
         runtime.device,
     )
     return sums[0] / sums[2], sums[1] / sums[2]

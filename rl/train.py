@@ -72,7 +72,7 @@ def main(runtime: Runtime) -> None:
     check(config)
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device, entropy=True)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     progress = begin_rl(runtime, engine, store)
     rollout = NativeRollout(engine.replica(), data.tokenizer)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:

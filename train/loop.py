@@ -104,10 +104,10 @@ class TrainLoop:
             local_step = progress.step - stage.first_step
             microbatches = loader.step(local_step)
             # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
+            mesh = self.runtime.mesh
+            weight = sum(batch.weight for batch in microbatches) if mesh.leads else 0.0
             total_weight, stop = comm.sum_floats(
-                [sum(batch.weight for batch in microbatches), float(self.runtime.stop.requested)],
-                self.runtime.mesh.dp,
-                self.runtime.device,
+                [weight, float(self.runtime.stop.requested)], mesh.world, self.runtime.device
             )
             if stop:
                 self._stop(stage, progress)
@@ -145,7 +145,7 @@ class TrainLoop:
             return
         tokens = stage.global_batch_size * stage.seq_len
         rate = tokens / seconds
-        model_rate = rate * flops_per_token(self.config.model, stage.seq_len) / self.runtime.mesh.dp_size
+        model_rate = rate * flops_per_token(self.config.model, stage.seq_len) / self.runtime.mesh.dims.world_size
         record = {
             "step": progress.step,
             "tokens": progress.tokens,

@@ -36,7 +36,7 @@ SUMMARY = "summary.json"
 def load_data(runtime: Runtime) -> Prepared:
     """Prepared data; rank 0 prepares what is missing while the others wait."""
     folder = prepare(runtime.config.data, partial(print, flush=True)) if runtime.main else None
-    folder = comm.broadcast_object(folder, runtime.mesh.dp)
+    folder = comm.broadcast_object(folder, runtime.mesh.world)
     data = Prepared(folder)
     if data.tokenizer.vocab_size > runtime.config.model.vocab_size:
         raise UserError(

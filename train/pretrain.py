@@ -32,7 +32,7 @@ def main(runtime: Runtime) -> None:
     if runtime.main:
         shutil.copyfile(data.folder / "data.json", runtime.dir / "data.json")
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     progress = begin(runtime, engine, store)
 
     def after_stage(stage: Stage) -> None:

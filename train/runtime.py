@@ -46,7 +46,7 @@ class Runtime:
     @property
     def main(self) -> bool:
         """Whether this is the rank that writes and prints."""
-        return self.mesh.dp_rank == 0
+        return comm.rank(self.mesh.world) == 0
 
 
 class StopRequest:
@@ -67,7 +67,7 @@ class StopRequest:
 
     def agreed(self, mesh: Mesh, device: torch.device) -> bool:
         """Whether any rank was asked. Collective."""
-        return comm.sum_floats([float(self.requested)], mesh.dp, device)[0] > 0
+        return comm.sum_floats([float(self.requested)], mesh.world, device)[0] > 0
 
 
 class Stopped(Exception):

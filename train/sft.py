@@ -30,7 +30,7 @@ def main(runtime: Runtime) -> None:
     stages = sft_stages(config)
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     progress = begin(runtime, engine, store)
     if progress.step == 0 and runtime.init_from is None:
         raise UserError("sft: no checkpoint to start from; name one with train.init_from=PATH")

@@ -101,7 +101,7 @@ class Launcher:
 
 
 def _python(config: Config) -> list[str]:
-    ranks = config.parallel.dp_replicate * config.parallel.dp_shard
+    ranks = config.parallel.ranks
     if ranks == 1:
         return [sys.executable]
     return [

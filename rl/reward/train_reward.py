@@ -31,20 +31,21 @@ SAMPLING_BATCH = 64
 def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, list[Pair]]:
     """Pairs of both splits, alike on every rank; kept in pairs.jsonl. Collective."""
     path = runtime.dir / PAIRS
-    if comm.broadcast_object(path.is_file(), runtime.mesh.dp):
+    if comm.broadcast_object(path.is_file(), runtime.mesh.world):
         return load_pairs(path)
     config, settings = runtime.config, runtime.config.reward
     task = make_task(config.sft.task)
     model, checkpoint = load_unsharded(runtime, data, policy, "lm")
     rollout = NativeRollout(model, data.tokenizer, checkpoint.step)
     pairs: dict[str, list[Pair]] = {}
+    rank, size = comm.rank(runtime.mesh.world), comm.size(runtime.mesh.world)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         for split, count in (("train", settings.prompts), ("held_out", settings.held_out_prompts)):
             found: list[Pair] = []
             for first in range(0, count, SAMPLING_BATCH):
                 if runtime.stop.agreed(runtime.mesh, runtime.device):
                     raise Stopped("asked to stop while sampling pairs; they are drawn again")
-                indices = range(first + runtime.mesh.dp_rank, min(first + SAMPLING_BATCH, count), runtime.mesh.dp_size)
+                indices = range(first + rank, min(first + SAMPLING_BATCH, count), size)
                 prompts = [task.prompt(split, index) for index in indices]
                 answers = rollout.generate(
                     prompts,
@@ -54,7 +55,7 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
                     config.train.seed,
                 )
                 found += make_pairs(answers, verifier.verify([(answer.prompt, answer.text) for answer in answers]))
-            pairs[split] = [pair for part in comm.gather_objects(found, runtime.mesh.dp) for pair in part]
+            pairs[split] = [pair for part in comm.gather_objects(found, runtime.mesh.world) for pair in part]
     if runtime.main:
         save_pairs(path, pairs)
     return pairs
@@ -78,7 +79,7 @@ def main(runtime: Runtime) -> None:
             "or always wrong: change sft.steps, or raise reward.prompts"
         )
     engine = NativeEngine(config, runtime.mesh, runtime.device, head="scalar")
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     progress = begin(runtime, engine, store)
     longest = max(16, *(row_size([pair.chosen, pair.rejected]) + 1 for pair in pairs["train"]))
     stage = Stage(

@@ -14,8 +14,8 @@ from tests.ranks import Rank, RankPool
     ("degrees", "world", "message"),
     [
         ((2, 2), 2, "dp_replicate·dp_shard = 2·2 = 4, but 2 ranks were started"),
-        ((1, 1), 3, "dp_replicate·dp_shard = 1·1 = 1, but 3 ranks were started"),
-        ((1, 4), 8, "1·4 = 4, but 8 ranks"),
+        ((1, 1), 3, "dp_shard = 1, but 3 ranks were started"),
+        ((1, 4), 8, "dp_shard = 4, but 8 ranks"),
         ((0, 2), 2, "at least 1"),
         ((2, -1), 2, "at least 1"),
         ((-1, -2), 2, "at least 1"),
@@ -29,12 +29,12 @@ def test_wrong_degrees_name_product_and_world_size(degrees: tuple[int, int], wor
 
 def test_one_rank_needs_no_group() -> None:
     mesh = ParallelDims.resolve(ParallelConfig(), 1).build("cpu")
-    assert (mesh.device_mesh, mesh.dp, mesh.dp_shard, mesh.dp_rank, mesh.dp_size) == (None, None, None, 0, 1)
+    assert (mesh.device_mesh, mesh.dp, mesh.world, mesh.dp_rank, mesh.dp_size) == (None, None, None, 0, 1)
 
 
 def groups(place: Rank, replicate: int, shard: int) -> tuple[int, list[int], list[int]]:
     mesh = ParallelDims.resolve(ParallelConfig(replicate, shard), place.world_size).build("cpu")
-    return mesh.dp_rank, comm.gather_objects(place.rank, mesh.dp), comm.gather_objects(place.rank, mesh.dp_shard)
+    return mesh.dp_rank, comm.gather_objects(place.rank, mesh.dp), comm.gather_objects(place.rank, mesh.fsdp)
 
 
 @pytest.mark.parametrize("degrees", [(2, 2), (1, 4), (4, 1)])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farside.parallel import comm
+from farside.parallel.mesh import Mesh, ParallelDims
 from farside.parallel.plan import ShardTable, part
 from farside.parallel.tensor import ShardedTensors, TensorParallel, WholeTensors
 from tests.ranks import Rank, RankPool
@@ -43,7 +44,8 @@ def loss_of(tensors: TensorParallel, weight: dict[str, Tensor]) -> Tensor:
     x = x + tensors.leave(wide @ weight["x.down_proj.weight"].T)
     values = tensors.unshard((x @ weight["score.weight"].T))
     logits = tensors.enter(x).flatten(0, 1) @ weight["lm_head.weight"].T
-    logprobs, entropy = tensors.label_scores(logits, labels, VOCAB)
+    logprobs, entropy = tensors.label_scores(logits, labels, vocab_size=VOCAB, entropy=True)
+    assert entropy is not None
     return (counted * (0.3 * entropy - logprobs)).sum() + values.square().sum()
 
 
@@ -56,7 +58,7 @@ def alone() -> tuple[Tensor, dict[str, Tensor]]:
 
 def together(place: Rank) -> tuple[Tensor, dict[str, Tensor]]:
     group = torch.distributed.group.WORLD
-    table = ShardTable({name: torch.Size(shape) for name, shape in SHAPES.items()}, group)
+    table = ShardTable({name: torch.Size(shape) for name, shape in SHAPES.items()}, Mesh(ParallelDims(tp=place.world_size), tp=group))
     leaves = {name: table.tensor_part(name, value).clone().requires_grad_() for name, value in weights().items()}
     loss = loss_of(ShardedTensors(group), leaves)
     loss.backward()
@@ -65,7 +67,7 @@ def together(place: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         assert leaf.grad is not None
         gradients[name] = table.full(name, leaf.grad) if table.is_cut(name) else comm.sum_(leaf.grad, group)
     cut = {name: leaf.detach() for name, leaf in leaves.items() if leaf.ndim == 2}
-    for name, value in table.gather(cut, None).items():
+    for name, value in table.gather(cut).items():
         assert torch.equal(value, weights()[name]), name
     return loss.detach(), gradients
 
@@ -89,13 +91,13 @@ def extreme(place: Rank, shift: float) -> tuple[Tensor, Tensor]:
     logits = torch.tensor([[0.0, 5.0, -3.0, 1.0], [900.0, -900.0, 0.0, 899.0]], dtype=torch.float64) + shift
     tensors = ShardedTensors(torch.distributed.group.WORLD)
     mine = logits[:, 2 * place.rank : 2 * place.rank + 2]
-    return tensors.label_scores(mine, torch.tensor([1, 3]), 4)
+    return tensors.label_scores(mine, torch.tensor([1, 3]), vocab_size=4, entropy=True)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e4])
 def test_scores_do_not_overflow(ranks: RankPool, shift: float) -> None:
     logits = torch.tensor([[0.0, 5.0, -3.0, 1.0], [900.0, -900.0, 0.0, 899.0]], dtype=torch.float64) + shift
-    wanted = WholeTensors().label_scores(logits, torch.tensor([1, 3]), 4)
+    wanted = WholeTensors().label_scores(logits, torch.tensor([1, 3]), vocab_size=4, entropy=True)
     for found in ranks.run(extreme, 2, shift):
         for one, other in zip(found, wanted):
             assert (one - other.nan_to_num(0.0)).abs().max() <= 1e-11
@@ -104,7 +106,7 @@ def test_scores_do_not_overflow(ranks: RankPool, shift: float) -> None:
 def unreduced(place: Rank) -> float:
     """The gradient of a norm weight that nobody sums over the ranks: what the engine must not forget."""
     group = torch.distributed.group.WORLD
-    table = ShardTable({name: torch.Size(shape) for name, shape in SHAPES.items()}, group)
+    table = ShardTable({name: torch.Size(shape) for name, shape in SHAPES.items()}, Mesh(ParallelDims(tp=place.world_size), tp=group))
     leaves = {name: table.tensor_part(name, value).clone().requires_grad_() for name, value in weights().items()}
     loss_of(ShardedTensors(group), leaves).backward()
     gradient, wanted = leaves["norm.weight"].grad, alone()[1]["norm.weight"]

@@ -88,7 +88,7 @@ def train(place: Rank, replicate: int, shard: int, kind: OptimKind, pieces: int)
 
 
 def store_of(directory: Path, mesh: Mesh) -> CheckpointStore:
-    return CheckpointStore(directory, 2, mesh.dp, {"model": "test"})
+    return CheckpointStore(directory, 2, mesh.world, {"model": "test"})
 
 
 def save(place: Rank, directory: Path, kind: OptimKind) -> tuple[str, str]:
@@ -126,5 +126,5 @@ def fail_on_rank_zero(place: Rank, directory: Path) -> str:
         store_of(directory / "file", mesh).save(engine, 1, {})
     except OSError as error:
         return str(error)
-    comm.barrier(mesh.dp)
+    comm.barrier(mesh.world)
     return "saved"

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from farside.configs.schema import Config, Dtype, ModelConfig
 from farside.data.batch import Batch, Sample, document_sample
 from farside.parallel.context.attention import Documents, SingleRank
+from farside.parallel.plan import ShardTable
 from farside.train.model.transformer import Attend, Transformer
 
 SMALL = ModelConfig(
@@ -31,6 +33,11 @@ def random_model(config: ModelConfig = SMALL, dtype: torch.dtype = torch.float64
             noise = torch.empty(parameter.shape, dtype=torch.float64).normal_(0.0, 0.3, generator=generator)
             parameter.copy_(noise + 1.0 if parameter.ndim == 1 else noise)
     return model
+
+
+def table_of(model: nn.Module) -> ShardTable:
+    """Of a model that is whole on one rank."""
+    return ShardTable({name: parameter.shape for name, parameter in model.named_parameters()})
 
 
 def attend_within(doc_ids: torch.Tensor) -> Attend:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from farside.configs.schema import OptimConfig, OptimKind
 from farside.train.optim.build import Optimizer, clip_gradients
 from farside.train.optim.muon import orthogonalise
-from tests.train.models import random_model
+from tests.train.models import random_model, table_of
 
 
 def with_singular_values(values: Tensor, rows: int, cols: int) -> Tensor:
@@ -58,7 +58,7 @@ def test_update_has_rms_near_one_fifth(rows: int, cols: int) -> None:
     """0.2 times the RMS of singular values, which five steps leave within 0.68..1.16 (exactly 0.2 if all were 1)."""
     layers = nn.ModuleList([nn.Linear(cols, rows, dtype=torch.float64)])
     model = nn.ModuleDict({"model": nn.ModuleDict({"layers": layers})})
-    optimizer = Optimizer(model, OptimConfig(kind=OptimKind.muon, weight_decay=0.0), None)
+    optimizer = Optimizer(model, OptimConfig(kind=OptimKind.muon, weight_decay=0.0), table_of(model))
     set_gradients(model, 2)
     weight = model.get_parameter("model.layers.0.weight")
     before = weight.detach().clone()
@@ -73,7 +73,7 @@ def test_update_has_rms_near_one_fifth(rows: int, cols: int) -> None:
 def test_muon_equals_its_formula_over_steps() -> None:
     """Momentum, Nesterov, decoupled decay, for the matrices inside blocks; AdamW for all others."""
     model, mirror = random_model(), random_model()
-    optimizer = Optimizer(model, OptimConfig(kind=OptimKind.muon, weight_decay=0.3), None)
+    optimizer = Optimizer(model, OptimConfig(kind=OptimKind.muon, weight_decay=0.3), table_of(model))
     inner = [name for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     assert len(inner) == 14
     assert optimizer.muon is not None
@@ -102,7 +102,7 @@ def set_gradients(model: nn.Module, seed: int) -> None:
 def test_adamw_equals_its_formula_and_decays_matrices_only() -> None:
     model, mirror = random_model(), random_model()
     config = OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-3)
-    optimizer = Optimizer(model, config, None)
+    optimizer = Optimizer(model, config, table_of(model))
     assert optimizer.muon is None
     weights = {name: p.detach().clone() for name, p in mirror.named_parameters()}
     first = {name: torch.zeros_like(value) for name, value in weights.items()}
@@ -126,7 +126,7 @@ def test_adamw_equals_its_formula_and_decays_matrices_only() -> None:
 def test_optimizer_state_survives_a_round_trip(kind: OptimKind) -> None:
     model, other = random_model(), random_model(seed=5)
     config = OptimConfig(kind=kind)
-    optimizer, copy = Optimizer(model, config, None), Optimizer(other, config, None)
+    optimizer, copy = Optimizer(model, config, table_of(model)), Optimizer(other, config, table_of(model))
     for step in range(2):
         set_gradients(model, step)
         optimizer.step(0.01)
@@ -147,7 +147,7 @@ def test_clipping_scales_to_the_norm_of_all_parameters(max_norm: float) -> None:
     set_gradients(model, 0)
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     wanted = torch.cat([gradient.flatten() for gradient in before]).norm()
-    found = clip_gradients(model, max_norm, None)
+    found = clip_gradients(model, max_norm, table_of(model))
     assert found.item() == pytest.approx(wanted.item(), rel=1e-14)
     scale = min(1.0, max_norm / wanted.item())
     for gradient, p in zip(before, model.parameters()):

@@ -10,6 +10,8 @@ from farside.data.batch import Batch
 from farside.parallel import comm, fsdp
 from farside.parallel.context.attention import Documents, SingleRank
 from farside.parallel.mesh import Mesh
+from farside.parallel.plan import ShardTable
+from farside.parallel.tensor import ShardedTensors, WholeTensors
 from farside.train.engine.base import EngineState, Outputs, StepStats
 from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
@@ -28,12 +30,16 @@ class NativeEngine:
     ) -> None:
         self.config, self.mesh, self.device, self.entropy = config, mesh, device, entropy
         self.context = SingleRank()
+        tensors = ShardedTensors(mesh.tp) if mesh.tp else WholeTensors()
         with torch.device("meta"):
-            self.model = Transformer(config.model, head, config.train.loss_chunk).to(DTYPES[config.train.dtype])
+            whole = Transformer(config.model, head)
+            self.model = Transformer(config.model, head, config.train.loss_chunk, tensors)
+        self.table = ShardTable({name: parameter.shape for name, parameter in whole.named_parameters()}, mesh)
+        self.model.to(DTYPES[config.train.dtype])
         fsdp.apply_fsdp(self.model, self.model.model.layers, mesh)
         self.model.to_empty(device=device)
-        initialise(self.model, config.model, config.train.seed)
-        self.optimizer = Optimizer(self.model, config.optim, mesh.dp_shard)
+        initialise(self.model, config.model, config.train.seed, self.table)
+        self.optimizer = Optimizer(self.model, config.optim, self.table)
 
     def _outputs(self, batch: Batch) -> tuple[TokenOutputs, Batch]:
         docs = Documents.of(batch.doc_ids)
@@ -55,12 +61,14 @@ class NativeEngine:
             for name, value in {"loss": result.total.detach(), **result.metrics}.items():
                 sums[name] = sums[name] + value if name in sums else value
         values = torch.stack([value.double() for value in sums.values()])
-        values = comm.sum_(values, self.mesh.dp) / total_weight
+        values = comm.sum_(values, self.mesh.tokens) / total_weight
         reduced = dict(zip(sums, values.unbind()))
         return Outputs(reduced.pop("loss"), reduced)
 
     def step(self, lr: float) -> StepStats:
-        grad_norm = clip_gradients(self.model, self.config.optim.clip_norm, self.mesh.dp_shard)
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        self.table.sum_partial_gradients(gradients)
+        grad_norm = clip_gradients(self.model, self.config.optim.clip_norm, self.table)
         self.optimizer.step(lr)
         self.model.zero_grad(set_to_none=True)
         return StepStats(grad_norm)
@@ -74,7 +82,7 @@ class NativeEngine:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
-            yield name, fsdp.full(parameter.detach())
+            yield name, self.table.full(name, parameter.detach())
 
     def state_dict(self) -> EngineState:
         return EngineState(dict(self.named_weights()), self.optimizer.state(), self.optimizer.updates)
@@ -83,7 +91,7 @@ class NativeEngine:
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Whole tensors by canonical name; every parameter must be there."""
         for name, parameter in self.model.named_parameters():
-            fsdp.copy_full_(parameter, weights[name])
+            self.table.copy_full_(name, parameter, weights[name])
 
     def load_state_dict(self, state: EngineState) -> None:
         self.load_weights(state.model)

@@ -90,9 +90,9 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
             for row, depth in enumerate(depths)
             for repeat in range(config.needles)
         ]
-        mine = trials[runtime.mesh.dp_rank :: runtime.mesh.dp_size]
+        mine = trials[comm.rank(runtime.mesh.world) :: comm.size(runtime.mesh.world)]
         found = [
-            item for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.dp) for item in items
+            item for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.world) for item in items
         ]
         for row, exact, _ in found:
             correct[row, column] += exact
@@ -147,7 +147,7 @@ def evaluate_grid(
 ) -> dict[str, Any] | None:
     """The whole grid of the configuration into eval/<name>/niah.json and .png; done already, it is left alone."""
     folder = runtime.dir / "eval" / name
-    if comm.broadcast_object((folder / "niah.json").is_file(), runtime.mesh.dp):
+    if comm.broadcast_object((folder / "niah.json").is_file(), runtime.mesh.world):
         return None
     started = time.monotonic()
     config = runtime.config.eval.niah
@@ -176,7 +176,7 @@ def evaluate_grid(
         write_grid(folder, result)
         counts = ", ".join(f"{language} {grid['green']}/{grid['cells']}" for language, grid in result["grids"].items())
         print(f"needle grid {name}: {counts} green, {result['seconds']:.0f} s", flush=True)
-    comm.barrier(runtime.mesh.dp)
+    comm.barrier(runtime.mesh.world)
     return result
 
 
@@ -216,7 +216,7 @@ def main(runtime: Runtime) -> None:
         raise UserError(f"{runtime.dir}: no checkpoint to evaluate; name one with eval.checkpoint=PATH")
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.dp, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     checkpoint = store.start_from(path)
     load_foreign(checkpoint, engine)
     if config.eval.rope_theta is not None:

@@ -3,6 +3,7 @@
 Shapes: B batch, S sequence, E model dim, V vocabulary, N = B·S tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,20 +21,26 @@ class TokenOutputs:
     values: Tensor | None = None
 
 
-def _score_chunk(x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+LabelScores = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(logits [N, V] of this rank's vocabulary, labels [N]) -> log-probability and, if asked for, entropy, [N] each."""
+
+
+def _score_chunk(
+    x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, score: LabelScores
+) -> tuple[Tensor, Tensor | None]:
     logits_NV = F.linear(x_NE, weight_VE)
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # reductions in at least fp32
-    if not entropy:
-        return -F.cross_entropy(logits_NV, labels_N, reduction="none"), None
-    logprobs_NV = logits_NV.log_softmax(-1)
-    picked_N = logprobs_NV.gather(-1, labels_N[:, None]).squeeze(-1)
-    return picked_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    return score(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), labels_N)  # sums in at least fp32
 
 
 def score_tokens(
-    x_BSE: Tensor, weight_VE: Tensor, labels_BS: Tensor, chunk: int, entropy: bool, counted_N: Tensor | None = None
+    x_BSE: Tensor,
+    weight_VE: Tensor,
+    labels_BS: Tensor,
+    score: LabelScores,
+    chunk: int,
+    counted_N: Tensor | None = None,
 ) -> TokenOutputs:
-    """Log-probability of each label, and the entropy of its distribution; 0 outside ``counted_N``.
+    """Log-probability of each label and what else ``score`` gives; 0 outside ``counted_N``.
 
     At most ``chunk`` tokens have logits at once: more are done chunk by chunk and recomputed in the backward
     pass, so that memory does not grow with the sequence.
@@ -42,10 +49,10 @@ def score_tokens(
     if counted_N is not None:
         x_NE, labels_N = x_NE[counted_N], labels_N[counted_N]
     if len(labels_N) <= chunk:
-        pieces = [_score_chunk(x_NE, weight_VE, labels_N, entropy)]
+        pieces = [_score_chunk(x_NE, weight_VE, labels_N, score)]
     else:
         pieces = [
-            checkpoint(_score_chunk, x, weight_VE, labels, entropy, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(_score_chunk, x, weight_VE, labels, score, use_reentrant=False, preserve_rng_state=False)
             for x, labels in zip(x_NE.split(chunk), labels_N.split(chunk))
         ]
 
@@ -56,4 +63,5 @@ def score_tokens(
         return values_N.view_as(labels_BS).clone()  # FSDP2 hooks outputs, and a view could lose its hook
 
     logprobs = spread([piece[0] for piece in pieces])
-    return TokenOutputs(logprobs, spread([piece[1] for piece in pieces if piece[1] is not None]) if entropy else None)
+    entropies = [piece[1] for piece in pieces if piece[1] is not None]
+    return TokenOutputs(logprobs, spread(entropies) if entropies else None)

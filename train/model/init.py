@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from farside.configs.schema import ModelConfig
-from farside.parallel import fsdp
+from farside.parallel.plan import ShardTable
 
 
 def initial_value(config: ModelConfig, seed: int, name: str, shape: torch.Size) -> Tensor:
@@ -27,7 +27,7 @@ def initial_value(config: ModelConfig, seed: int, name: str, shape: torch.Size) 
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def initialise(model: nn.Module, config: ModelConfig, seed: int, table: ShardTable) -> None:
     """Fills every parameter, sharded or not, without communication."""
     for name, parameter in model.named_parameters():
-        fsdp.copy_full_(parameter, initial_value(config, seed, name, parameter.shape))
+        table.copy_full_(name, parameter, initial_value(config, seed, name, table.shapes[name]))

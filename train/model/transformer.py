@@ -2,19 +2,22 @@
 
 Left out on purpose: dropout, biases, parallel blocks: neither family has them. The model knows nothing of
 ranks; attention is handed in as ``attend(layer, q, k, v)``, so that training, context parallelism and
-KV-cached decoding share this one forward.
+KV-cached decoding share this one forward, and what tensor parallelism needs as ``tensors``.
 
-Shapes: B batch, S sequence (local, under context parallelism), H heads, K key/value heads, D head dim,
-E model dim, V vocabulary.
+Shapes: B batch, S sequence (local, under context parallelism), T = S/tp tokens between the blocks, H heads, K
+key/value heads (of this rank, under tensor parallelism), D head dim, E model dim, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farside.configs.schema import ModelConfig
+from farside.parallel.plan import part
+from farside.parallel.tensor import TensorParallel, WholeTensors
 from farside.train.model.heads import TokenOutputs, score_tokens
 from farside.train.model.rope import apply_rope, rope_tables
 
@@ -37,12 +40,12 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with RoPE and optional QK-norm (Qwen3)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, tensors: TensorParallel) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer, self.head_dim, self.tensors = layer, config.head_dim, tensors
         heads, kv_heads = (
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
+            config.num_attention_heads * config.head_dim // tensors.size,
+            config.num_key_value_heads * config.head_dim // tensors.size,
         )
         self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
@@ -51,45 +54,49 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BSE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x_BTE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x_BSE = self.tensors.enter(x_BTE)
         per_head = (*x_BSE.shape[:-1], -1, self.head_dim)
         q_BSHD = apply_rope(self.q_norm(self.q_proj(x_BSE).view(per_head)), rope)
         k_BSKD = apply_rope(self.k_norm(self.k_proj(x_BSE).view(per_head)), rope)
         v_BSKD = self.v_proj(x_BSE).view(per_head)
-        return self.o_proj(attend(self.layer, q_BSHD, k_BSKD, v_BSKD).flatten(-2))
+        return self.tensors.leave(self.o_proj(attend(self.layer, q_BSHD, k_BSKD, v_BSKD).flatten(-2)))
 
 
 class MLP(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tensors: TensorParallel) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.tensors = tensors
+        width = config.intermediate_size // tensors.size
+        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x_BSE: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BSE)) * self.up_proj(x_BSE))
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        x_BSE = self.tensors.enter(x_BTE)
+        return self.tensors.leave(self.down_proj(F.silu(self.gate_proj(x_BSE)) * self.up_proj(x_BSE)))
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, tensors: TensorParallel) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config, layer, tensors)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, tensors)
 
-    def forward(self, x_BSE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_BSE = x_BSE + self.self_attn(self.input_layernorm(x_BSE), rope, attend)
-        return x_BSE + self.mlp(self.post_attention_layernorm(x_BSE))
+    def forward(self, x_BTE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), rope, attend)
+        return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tensors: TensorParallel) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.embed_tokens = nn.Embedding(part(config.vocab_size, tensors.size), config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer, tensors) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -100,30 +107,36 @@ class Transformer(nn.Module):
     rope_theta: the RoPE base in use; a stage of context extension sets another.
     """
 
-    def __init__(self, config: ModelConfig, head: str = "lm", loss_chunk: int = 8192) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        head: str = "lm",
+        loss_chunk: int = 8192,
+        tensors: TensorParallel = WholeTensors(),  # noqa: B008 - it holds no state
+    ) -> None:
         super().__init__()
-        self.config, self.head, self.loss_chunk = config, head, loss_chunk
+        self.config, self.head, self.loss_chunk, self.tensors = config, head, loss_chunk, tensors
         self.rope_theta = config.rope_theta
-        self.model = Decoder(config)
+        self.model = Decoder(config, tensors)
         if head == "scalar":
             self.score = nn.Linear(config.hidden_size, 1, bias=False)
         elif not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, part(config.vocab_size, tensors.size), bias=False)
 
     @property
     def output_weight(self) -> Tensor:
-        """[V, E], or [1, E] of a scalar head."""
+        """[V, E] (of this rank's part of the vocabulary), or [1, E] of a scalar head."""
         if self.head == "scalar":
             return self.score.weight
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
-        """Normalised hidden states [B, S, E]."""
-        x_BSE = self.model.embed_tokens(tokens_BS)
-        rope = rope_tables(positions_BS, self.config.head_dim, self.rope_theta, x_BSE.dtype)
+        """Normalised hidden states [B, T, E]."""
+        x_BTE = self.tensors.embed(tokens_BS, self.model.embed_tokens.weight)
+        rope = rope_tables(positions_BS, self.config.head_dim, self.rope_theta, x_BTE.dtype)
         for block in self.model.layers:
-            x_BSE = block(x_BSE, rope, attend)
-        return self.model.norm(x_BSE)
+            x_BTE = block(x_BTE, rope, attend)
+        return self.model.norm(x_BTE)
 
     def forward(
         self,
@@ -139,10 +152,12 @@ class Transformer(nn.Module):
         counted_N: flat numbers of the positions that are looked at; the others get log-probability 0 and cost no
         logits. None: all of them.
         """
-        x_BSE = self.hidden(tokens_BS, positions_BS, attend)
+        x_BTE = self.hidden(tokens_BS, positions_BS, attend)
         if self.head == "scalar":
-            return TokenOutputs(values=F.linear(x_BSE, self.output_weight).squeeze(-1))
-        return score_tokens(x_BSE, self.output_weight, labels_BS, self.loss_chunk, entropy, counted_N)
+            return TokenOutputs(values=self.tensors.unshard(F.linear(x_BTE, self.output_weight).squeeze(-1)))
+        score = partial(self.tensors.label_scores, vocab_size=self.config.vocab_size, entropy=entropy)
+        x_BSE = self.tensors.enter(x_BTE)
+        return score_tokens(x_BSE, self.output_weight, labels_BS, score, self.loss_chunk, counted_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V]; for inference, on the few positions that are sampled from."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from farside.configs.schema import OptimConfig
-from farside.parallel import fsdp
+from farside.parallel.plan import ShardTable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -12,8 +12,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class AdamW:
     """torch's fused AdamW; matrices decay, vectors (norm weights) do not."""
 
-    def __init__(self, named: dict[str, nn.Parameter], config: OptimConfig) -> None:
-        self.named = named
+    def __init__(self, named: dict[str, nn.Parameter], config: OptimConfig, table: ShardTable) -> None:
+        self.named, self.table = named, table
         groups = [
             {"params": [p for p in named.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
@@ -38,7 +38,7 @@ class AdamW:
             state = self.optimizer.state.get(parameter, {})
             for moment in MOMENTS:
                 value = state[moment] if moment in state else torch.zeros_like(parameter)
-                tensors[f"{moment}.{name}"] = fsdp.full(value.detach())
+                tensors[f"{moment}.{name}"] = self.table.full(name, value.detach())
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -47,5 +47,5 @@ class AdamW:
             state: dict[str, Tensor] = {"step": torch.tensor(float(updates), device=parameter.device)}
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, requires_grad=False)
-                fsdp.copy_full_(state[moment], tensors[f"{moment}.{name}"])
+                self.table.copy_full_(name, state[moment], tensors[f"{moment}.{name}"])
             self.optimizer.state[parameter] = state

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from farside.configs.schema import OptimConfig, OptimKind
-from farside.parallel import comm, fsdp
+from farside.parallel import fsdp
+from farside.parallel.plan import ShardTable
 from farside.train.optim.adamw import AdamW
 from farside.train.optim.muon import Muon
 
@@ -12,13 +13,13 @@ from farside.train.optim.muon import Muon
 class Optimizer:
     """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig, shard_group: comm.Group) -> None:
+    def __init__(self, model: nn.Module, config: OptimConfig, table: ShardTable) -> None:
         named = dict(model.named_parameters())
         inner = [
             name for name, p in named.items() if config.kind is OptimKind.muon and p.ndim == 2 and ".layers." in name
         ]
-        self.muon = Muon({name: named[name] for name in inner}, config.weight_decay, shard_group) if inner else None
-        self.adamw = AdamW({name: p for name, p in named.items() if name not in set(inner)}, config)
+        self.muon = Muon({name: named[name] for name in inner}, config.weight_decay, table) if inner else None
+        self.adamw = AdamW({name: p for name, p in named.items() if name not in set(inner)}, config, table)
         self.updates = 0
 
     def step(self, lr: float) -> None:
@@ -39,14 +40,14 @@ class Optimizer:
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, max_norm: float, shard_group: comm.Group) -> Tensor:
+def clip_gradients(model: nn.Module, max_norm: float, table: ShardTable) -> Tensor:
     """Scales gradients so that their global 2-norm is at most ``max_norm``; returns the norm before.
 
-    Every parameter counts once: squares of local shards are summed over the sharding group, in float64.
+    Every parameter counts once, whichever ranks hold it.
     """
-    gradients = [fsdp.local(p.grad) for p in model.parameters() if p.grad is not None]
-    squares = torch.stack([norm.double() ** 2 for norm in torch._foreach_norm(gradients)]).sum()
-    norm = comm.sum_(squares, shard_group).sqrt()
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norm = table.square_norm(named).sqrt()
+    gradients = [fsdp.local(gradient) for gradient in named.values()]
     scale = torch.clamp(max_norm / (norm + 1e-12), max=1.0)
     torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
     return norm

@@ -10,7 +10,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from farside.parallel import comm, fsdp
+from farside.parallel import fsdp
+from farside.parallel.plan import ShardTable
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -38,10 +39,10 @@ class Muon:
         self,
         named: dict[str, nn.Parameter],
         weight_decay: float,
-        shard_group: comm.Group,
+        table: ShardTable,
         momentum: float = 0.95,
     ) -> None:
-        self.named, self.weight_decay, self.momentum, self.group = named, weight_decay, momentum, shard_group
+        self.named, self.weight_decay, self.momentum, self.table = named, weight_decay, momentum, table
         self.buffers = {name: torch.zeros_like(parameter, requires_grad=False) for name, parameter in named.items()}
 
     @torch.no_grad()
@@ -52,7 +53,7 @@ class Muon:
             gradient, buffer = fsdp.local(parameter.grad), fsdp.local(self.buffers[name])
             buffer.mul_(self.momentum).add_(gradient)
             shards[name] = gradient + self.momentum * buffer  # Nesterov
-        whole = fsdp.gather_shards(shards, {name: p.shape for name, p in self.named.items()}, self.group)
+        whole = self.table.gather(shards)
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, matrix in whole.items():
             by_shape[matrix.shape].append(name)
@@ -61,12 +62,12 @@ class Muon:
             for name, update in zip(names, updates):
                 target = fsdp.local(self.named[name])
                 target.mul_(1 - lr * self.weight_decay)
-                target.sub_(fsdp.shard_of(update, self.named[name]), alpha=lr * 0.2 * max(shape) ** 0.5)
+                target.sub_(self.table.shard_of(name, update, self.named[name]), alpha=lr * 0.2 * max(shape) ** 0.5)
 
     def state(self) -> dict[str, Tensor]:
         """Whole momenta as "momentum.<name>". Collective."""
-        return {f"momentum.{name}": fsdp.full(buffer) for name, buffer in self.buffers.items()}
+        return {f"momentum.{name}": self.table.full(name, buffer) for name, buffer in self.buffers.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         for name, buffer in self.buffers.items():
-            fsdp.copy_full_(buffer, tensors[f"momentum.{name}"])
+            self.table.copy_full_(name, buffer, tensors[f"momentum.{name}"])
