@@ -94,7 +94,7 @@ def gather_alike(x: Tensor, dim: int, group: Group) -> Tensor:
     return spmd.all_gather(x, group, src=spmd.S(dim), dst=spmd.I)
 
 
-def reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
+def sum_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
     """Partial -> Shard(dim): the sum over ranks, cut along ``dim``. Backward: all-gather, Shard(dim) -> R."""
     if size(group) == 1:
         return x

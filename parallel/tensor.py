@@ -83,14 +83,14 @@ class ShardedTensors:
         return comm.gather(x_BTE, 1, self.group)
 
     def leave(self, x_BLE: Tensor) -> Tensor:
-        return comm.reduce_scatter(x_BLE, 1, self.group)
+        return comm.sum_scatter(x_BLE, 1, self.group)
 
     def embed(self, tokens_BL: Tensor, weight_vE: Tensor) -> Tensor:
         rows = tokens_BL - self.rank * len(weight_vE)
         here = (rows >= 0) & (rows < len(weight_vE))
         # a look-up of row 0 for tokens that others hold, made zero: the gradient of row 0 gets exactly nothing
         x_BLE = F.embedding(torch.where(here, rows, 0), weight_vE) * here[..., None]
-        return comm.reduce_scatter(x_BLE, 1, self.group)
+        return comm.sum_scatter(x_BLE, 1, self.group)
 
     def unshard(self, x: Tensor) -> Tensor:
         return comm.gather_alike(x, 1, self.group)

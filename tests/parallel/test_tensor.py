@@ -125,7 +125,7 @@ def bf16(place: Rank, call: Callable[[Tensor, int, comm.Group], Tensor]) -> Tens
 
 
 def test_low_precision_is_summed_in_fp32(ranks: RankPool) -> None:
-    results = ranks.run(bf16, 4, comm.reduce_scatter)
+    results = ranks.run(bf16, 4, comm.sum_scatter)
     assert results[0].dtype == torch.bfloat16
     assert results[0].shape == (2, 1)
     # 1 + 3·2^-9 rounds to 1 + 2^-7 in bf16; added one by one in bf16 each 2^-9 would be lost
