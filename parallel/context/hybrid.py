@@ -79,8 +79,3 @@ class Ulysses(Hybrid):
 
     def __init__(self, layout: str, group: comm.Group) -> None:
         super().__init__(layout, group, ring=None, ulysses=group)
-
-    def bytes_sent(
-        self, rows: int, size: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> BytesSent:
-        return ulysses.bytes_sent(rows, size // self.size, heads, kv_heads, head_dim, self.size, dtype)

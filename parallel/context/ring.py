@@ -101,6 +101,8 @@ def bytes_sent(rows: int, local: int, kv_heads: int, head_dim: int, ranks: int, 
 
     Keys and values hop N - 1 times in both; in the backward their gradients hop N - 1 times in the accumulators' type.
     """
+    if ranks == 1:
+        return {}, {}
     elements = 2 * rows * local * kv_heads * head_dim * (ranks - 1)
     forward = elements * dtype.itemsize
     return {"shift": forward}, {"shift": forward + elements * accumulator_dtype(dtype).itemsize}

@@ -75,5 +75,7 @@ def bytes_sent(
     rows: int, local: int, heads: int, kv_heads: int, head_dim: int, ranks: int, dtype: torch.dtype
 ) -> BytesSent:
     """Bytes that each rank sends in one forward and in one backward: queries, output and repeated keys and values."""
+    if ranks == 1:
+        return {}, {}
     sent = 2 * (heads + math.lcm(kv_heads, ranks)) * rows * local * head_dim * (ranks - 1) // ranks * dtype.itemsize
     return {"all_to_all": sent}, {"all_to_all": sent}
