@@ -68,6 +68,32 @@ class ModelConfig:
     """Standard deviation of every matrix; those that write to the residual stream get it over sqrt(2 layers)."""
 
 
+class ContextKind(Enum):
+    ring = "ring"
+    allgather = "allgather"
+    ulysses = "ulysses"
+    hybrid = "hybrid"
+
+
+class ContextLayout(Enum):
+    contiguous = "contiguous"
+    zigzag = "zigzag"
+    balanced = "balanced"
+
+
+@dataclass
+class ContextConfig:
+    """How cp ranks share attention over one sequence; exact for every choice."""
+
+    kind: ContextKind = ContextKind.ring
+    """ring: keys and values travel. allgather: every rank gathers them. ulysses: heads are exchanged for tokens.
+    hybrid: ulysses within rings."""
+    layout: ContextLayout = ContextLayout.zigzag
+    """Which tokens a rank holds. zigzag: even for one document a row. balanced: even under document masks."""
+    ulysses_degree: int = 2
+    """hybrid: ranks of cp that divide the heads; the other factor of cp is the ring."""
+
+
 @dataclass
 class ParallelConfig:
     """Degrees of parallelism; their product is the number of ranks."""
@@ -82,10 +108,24 @@ class ParallelConfig:
     """Ranks that share each matrix and, between blocks, the sequence: tensor and sequence parallelism."""
     pp: int = 1
     """Pipeline stages."""
+    context: ContextConfig = field(default_factory=ContextConfig)
 
     @property
     def ranks(self) -> int:
         return self.dp_replicate * self.dp_shard * self.cp * self.tp * self.pp
+
+    @property
+    def ulysses(self) -> int:
+        """Ranks of cp that divide the heads."""
+        if self.context.kind is ContextKind.ulysses:
+            return self.cp
+        return self.context.ulysses_degree if self.context.kind is ContextKind.hybrid and self.cp > 1 else 1
+
+    @property
+    def pieces(self) -> int:
+        """What a sequence's length must be a multiple of: layouts cut it for cp, tensor parallelism for tp."""
+        zigzag = self.cp > 1 and self.context.layout is ContextLayout.zigzag
+        return self.cp * self.tp * (2 if zigzag else 1)
 
 
 @dataclass

@@ -110,7 +110,7 @@ def _stage(
 def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     """Raises UserError for a stage that cannot run; returns the stages."""
     for key, degree in vars(config.parallel).items():
-        if degree < 1:
+        if isinstance(degree, int) and degree < 1:
             raise UserError(f"parallel.{key} = {degree}; degrees are at least 1")
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     check_model(config.model)
@@ -133,11 +133,11 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
                 f"{where}: global_batch_size = {stage.global_batch_size} does not divide over "
                 f"{ranks} data-parallel ranks (dp_replicate·dp_shard); use a multiple of {ranks}"
             )
-        pieces = config.parallel.cp * config.parallel.tp
-        if stage.seq_len % pieces:
+        if stage.seq_len % config.parallel.pieces:
             raise UserError(
-                f"{where}: seq_len = {stage.seq_len} does not divide over {pieces} ranks of one sequence "
-                f"(parallel.cp·tp); use a multiple of {pieces}"
+                f"{where}: seq_len = {stage.seq_len} does not divide into {config.parallel.pieces} pieces "
+                f"(parallel.cp = {config.parallel.cp}, tp = {config.parallel.tp}, layout "
+                f"{config.parallel.context.layout.value}); use a multiple of {config.parallel.pieces}"
             )
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
@@ -146,13 +146,23 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
 
 def check_layout(config: Config) -> None:
     """Raises UserError for a layout that this model cannot be cut into."""
-    tp, model = config.parallel.tp, config.model
+    parallel, tp, model = config.parallel, config.parallel.tp, config.model
     for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
         value = getattr(model, key)
         if value % tp:
             raise UserError(
                 f"parallel.tp = {tp} does not divide model.{key} = {value}; every rank needs as many: use a divisor"
             )
+    kind, degree = parallel.context.kind, parallel.ulysses
+    if parallel.cp % degree:
+        raise UserError(
+            f"parallel.context.ulysses_degree = {degree} does not divide parallel.cp = {parallel.cp}; use a divisor"
+        )
+    if model.num_attention_heads // tp % degree:
+        raise UserError(
+            f"parallel.context.kind={kind.value}: {degree} ranks cannot share {model.num_attention_heads // tp} "
+            f"attention heads (model.num_attention_heads / tp); use another kind or degree"
+        )
 
 
 def check_model(model: ModelConfig) -> None:

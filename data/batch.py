@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class Batch:
             item.name: getattr(self, item.name).to(device, non_blocking=True) for item in fields(Sample)
         }
         return Batch(**moved, extras={name: value.to(device) for name, value in self.extras.items()})
+
+    def padded_to_multiple(self, of: int) -> "Batch":
+        """Rows lengthened at their end by positions that see nothing and count nothing (document -1)."""
+        room = -self.tokens.shape[1] % of
+        if not room:
+            return self
+        pad = lambda x, value=0: F.pad(x, (0, room), value=value)  # noqa: E731
+        return Batch(
+            pad(self.tokens),
+            pad(self.labels),
+            pad(self.weights),
+            pad(self.positions),
+            pad(self.doc_ids, -1),
+            {name: pad(value) for name, value in self.extras.items()},
+        )
 
     @property
     def weight(self) -> float:

@@ -5,6 +5,10 @@ to be summed), Invariant (I: equal values, equal gradients), Varying (V, or Shar
 Low precision is summed in fp32.
 """
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import spmd_types as spmd
@@ -43,6 +47,7 @@ def all_gather(tensor: Tensor, group: Group) -> Tensor:
     if size(group) == 1:
         return tensor
     gathered = tensor.new_empty(size(group) * tensor.shape[0], *tensor.shape[1:])
+    _count("all_gather", tensor.nbytes * (size(group) - 1))
     dist.all_gather_single(gathered, tensor.contiguous(), group=group)
     return gathered
 
@@ -106,3 +111,84 @@ def max_(tensor: Tensor, group: Group) -> Tensor:
     if size(group) > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return tensor
+
+
+# Context parallelism. Bytes are counted as every rank sends them on a ring or pairwise, without the backend's headers.
+
+_counts: list[Counter[str]] = []
+
+
+@contextmanager
+def count_bytes() -> Iterator[Counter[str]]:
+    """Counts the bytes that this rank sends inside the block, by the name of the collective.
+
+    Covers all_gather, reduce_scatter, all_to_all and shift, with their backwards. One list per process, because
+    autograd runs backwards in threads of its own.
+    """
+    counter: Counter[str] = Counter()
+    _counts.append(counter)
+    try:
+        yield counter
+    finally:
+        _counts.remove(counter)
+
+
+def _count(name: str, sent: int) -> None:
+    for counter in _counts:
+        counter[name] += sent
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Tensors under way. Holds what is being sent: it must live until the transfer is over."""
+
+    sent: Sequence[Tensor]
+    received: Sequence[Tensor]
+    works: Sequence[dist.Work]
+
+    def wait(self) -> Sequence[Tensor]:
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+def shift(tensors: Sequence[Tensor], group: Group) -> Arriving:
+    """Starts to send to the next rank of the ring and to receive, of the same shapes, from the one before."""
+    assert group is not None
+    following, before = (rank(group) + 1) % size(group), (rank(group) - 1) % size(group)
+    tensors = [tensor.contiguous() for tensor in tensors]
+    received = [torch.empty_like(tensor) for tensor in tensors]
+    operations = [dist.P2POp(dist.isend, tensor, group=group, group_peer=following) for tensor in tensors]
+    operations += [dist.P2POp(dist.irecv, tensor, group=group, group_peer=before) for tensor in received]
+    _count("shift", sum(tensor.nbytes for tensor in tensors))
+    return Arriving(tensors, received, dist.batch_isend_irecv(operations))
+
+
+def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
+    """Sum over the ranks; rank r keeps the r-th of equal parts along dim 0."""
+    if size(group) == 1:
+        return tensor
+    part = tensor.new_empty(tensor.shape[0] // size(group), *tensor.shape[1:])
+    _count("reduce_scatter", part.nbytes * (size(group) - 1))
+    dist.reduce_scatter_single(part, tensor.contiguous(), group=group)
+    return part
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        tensor = tensor.contiguous()
+        received = torch.empty_like(tensor)
+        _count("all_to_all", tensor.nbytes // size(group) * (size(group) - 1))
+        dist.all_to_all_single(received, tensor, group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _AllToAll.apply(grad, ctx.group), None
+
+
+def all_to_all(tensor: Tensor, group: Group) -> Tensor:
+    """Differentiable: part r of dim 0 goes to rank r, part r of the result came from there. dim 0: as many as ranks."""
+    return tensor if size(group) == 1 else _AllToAll.apply(tensor, group)

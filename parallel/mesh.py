@@ -22,7 +22,8 @@ class ParallelDims:
 
     pp: pipeline stages. dp_replicate: replicas of the model, gradients summed between them. dp_shard: ranks that
     share one replica's parameters (FSDP2). cp: ranks that share one sequence's attention. tp: ranks that share each
-    matrix and, between the blocks, the sequence.
+    matrix and, between the blocks, the sequence. ulysses: how many of the cp ranks divide the heads; cp / ulysses form a
+    ring.
     """
 
     dp_replicate: int = 1
@@ -30,20 +31,20 @@ class ParallelDims:
     cp: int = 1
     tp: int = 1
     pp: int = 1
+    ulysses: int = 1
 
     @classmethod
     def resolve(cls, config: ParallelConfig, world_size: int) -> "ParallelDims":
         """Raises UserError unless every degree is positive and the product equals ``world_size``."""
-        dims = cls(config.dp_replicate, config.dp_shard, config.cp, config.tp, config.pp)
+        dims = cls(config.dp_replicate, config.dp_shard, config.cp, config.tp, config.pp, config.ulysses)
         degrees = [getattr(dims, axis) for axis in AXES]
         if min(degrees) < 1:
             raise UserError(f"parallel: degrees must be at least 1, got {dims}")
         if dims.world_size != world_size:
             used = [axis for axis in AXES if getattr(dims, axis) > 1] or ["dp_shard"]
             product = "·".join(str(getattr(dims, axis)) for axis in used)
-            raise UserError(
-                f"parallel: {'·'.join(used)} = {product}{f' = {dims.world_size}' if len(used) > 1 else ''}, but {world_size} ranks were started; make them equal"
-            )
+            equation = f"{'·'.join(used)} = {product}{f' = {dims.world_size}' if len(used) > 1 else ''}"
+            raise UserError(f"parallel: {equation}, but {world_size} ranks were started; make them equal")
         return dims
 
     @property
@@ -59,10 +60,13 @@ class ParallelDims:
             (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
             mesh_dim_names=("pp", "dp_replicate", "fsdp", "tp"),
         )
-        fine = mesh._unflatten("fsdp", (self.dp_shard, self.cp), ("dp_shard", "cp"))
+        fine = mesh._unflatten(
+            "fsdp", (self.dp_shard, self.cp // self.ulysses, self.ulysses), ("dp_shard", "ring", "ulysses")
+        )
         named = {
             **{name: mesh[name] for name in ("pp", "fsdp", "tp")},
-            "cp": fine["cp"],
+            **{name: fine[name] for name in ("ring", "ulysses")},
+            "cp": fine["ring", "ulysses"]._flatten("cp"),
             "dp": fine["dp_replicate", "dp_shard"]._flatten("dp"),
             "tokens": mesh["dp_replicate", "fsdp"]._flatten("tokens"),
             "world": mesh._flatten("world"),
@@ -79,7 +83,7 @@ class Mesh:
     dp: ranks that hold different samples (dp_replicate x dp_shard).
     fsdp: ranks that hold different shards of one replica's parameters (dp_shard x cp).
     tokens: ranks that hold different tokens, so that losses and metrics are summed over them (dp x cp).
-    cp, tp, pp: the axes of these names.
+    cp, tp, pp: the axes of these names. ring, ulysses: the two axes of cp.
     world: all ranks; decisions are taken together here.
     """
 
@@ -91,6 +95,8 @@ class Mesh:
     cp: comm.Group = None
     tp: comm.Group = None
     pp: comm.Group = None
+    ring: comm.Group = None
+    ulysses: comm.Group = None
     world: comm.Group = None
 
     @property

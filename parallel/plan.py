@@ -84,7 +84,8 @@ class ShardTable:
             return pieces
         flat = comm.all_gather(torch.cat([pieces[name].flatten() for name in cut]), self.mesh.tp)
         for name, parts in zip(
-            cut, zip(*(rank.split([pieces[name].numel() for name in cut]) for rank in flat.chunk(comm.size(self.mesh.tp))))
+            cut,
+            zip(*(rank.split([pieces[name].numel() for name in cut]) for rank in flat.chunk(comm.size(self.mesh.tp)))),
         ):
             dim = tensor_dim(name)
             assert dim is not None

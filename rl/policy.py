@@ -36,7 +36,10 @@ def held_out_accuracy(
 
     A verifier error counts as not answered: it lowers the accuracy, never raises it.
     """
-    mine = [task.prompt("held_out", index) for index in range(comm.rank(runtime.mesh.world), prompts, comm.size(runtime.mesh.world))]
+    mine = [
+        task.prompt("held_out", index)
+        for index in range(comm.rank(runtime.mesh.world), prompts, comm.size(runtime.mesh.world))
+    ]
     answers = rollout.generate(mine, 1, max_new_tokens, 0.0, seed=0) if mine else []
     verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
     right = sum(verdict.mark is Mark.correct for verdict in verdicts)

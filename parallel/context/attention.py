@@ -1,83 +1,80 @@
-"""Exact causal attention within documents, on one context-parallel rank.
+"""Exact causal attention within documents, on one context-parallel rank: the seam that models and engines see.
 
-``ContextParallel`` is the seam where ring, all-gather and Ulysses attention will stand: layout and kernel in
-one object, so they cannot disagree. Degree 1 is ``SingleRank``: the identity layout over torch's kernel.
-``reference_attention`` is the slow twin.
+A context holds layout, kernel and groups in one object, so they cannot disagree: ``SingleRank`` here, ``Ring`` in
+ring.py, ``AllGather`` in allgather.py, ``Ulysses`` and ``Hybrid`` in hybrid.py; build.py chooses.
 
-Shapes: B batch, S sequence, L = S/cp local sequence, H heads, K key/value heads, D head dim.
+Shapes: N ranks, B batch, S global sequence, L = S/N local slots, H heads, K key/value heads, D head dim.
 """
 
-import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class Documents:
-    """Which tokens may see each other: those of one document, causally.
-
-    ids_BS: document number per token; equal numbers of one row are contiguous.
-    single: every row is one document, so that the plain causal kernel is exact.
-    """
-
-    ids_BS: Tensor
-    single: bool
-
-    @classmethod
-    def of(cls, ids_BS: Tensor) -> "Documents":
-        """Reads the ids: call it before they move to an accelerator, where this would wait for the device."""
-        return cls(ids_BS, bool((ids_BS == ids_BS[:, :1]).all()))
-
-    @cached_property
-    def allowed_BSS(self) -> Tensor:
-        """[B, S (query), S (key)] bool: causal and in one document."""
-        size = self.ids_BS.shape[1]
-        causal_SS = torch.ones(size, size, dtype=torch.bool, device=self.ids_BS.device).tril()
-        return (self.ids_BS[:, :, None] == self.ids_BS[:, None, :]) & causal_SS
+from farside.parallel.context import kernels, tiles
+from farside.parallel.context.documents import Documents
+from farside.parallel.context.ring import RingAttention
+from farside.parallel.context.sharded import BytesSent
 
 
 class ContextParallel(Protocol):
-    def shard(self, x: Tensor, dim: int) -> Tensor:
-        """The local L of S positions along ``dim``."""
+    """docs are those of the whole micro-batch, unsharded and equal on all ranks of the context."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks N."""
         ...
 
-    def unshard(self, x: Tensor, dim: int) -> Tensor:
-        """Inverse of shard; collective."""
+    def shard(self, x_BS: Tensor, docs: Documents) -> Tensor:
+        """This rank's slots of a global tensor [B, S, ...]: [B, L, ...]. Labels, positions and extras go with the
+        tokens; whatever looks at neighbours (label shift, document starts) is computed before."""
+        ...
+
+    def unshard(self, x_BL: Tensor, docs: Documents) -> Tensor:
+        """Inverse of shard, on every rank. Collective; its backward is shard, for ranks that all go on alike."""
         ...
 
     def attend(self, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, docs: Documents) -> Tensor:
-        """Exact causal attention within documents over the whole S: [B, L, H, D]."""
+        """Exact causal attention within documents over the whole S, zeros for padding: [B, L, H, D]. Collective."""
+        ...
+
+    def work(self, docs: Documents) -> np.ndarray:
+        """Attention work of every rank in (query, key) pairs over all heads: [N]. Its sum does not depend on N."""
+        ...
+
+    def bytes_sent(
+        self, rows: int, size: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> BytesSent:
+        """Formula for one attend of a [rows, size] micro-batch; ``comm.count_bytes`` measures the same."""
         ...
 
 
 class SingleRank:
     """Context-parallel degree 1."""
 
-    def shard(self, x: Tensor, dim: int) -> Tensor:
-        return x
+    size = 1
 
-    def unshard(self, x: Tensor, dim: int) -> Tensor:
-        return x
+    def shard(self, x_BS: Tensor, docs: Documents) -> Tensor:
+        return x_BS
+
+    def unshard(self, x_BL: Tensor, docs: Documents) -> Tensor:
+        return x_BL
 
     def attend(self, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, docs: Documents) -> Tensor:
-        mask = None if docs.single else docs.allowed_BSS[:, None]
-        q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLKD, v_BLKD))  # [B, L, H, D] -> [B, H, L, D]
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return out.transpose(1, 2)
+        if docs.single:
+            q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLKD, v_BLKD))  # [B, L, H, D] -> [B, H, L, D]
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            return out.transpose(1, 2)
+        steps = docs.planned("single rank", lambda: tiles.plan(docs, docs.places_BS, [docs.places_BS]))
+        kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
+        return RingAttention.apply(q_BLHD, k_BLKD, v_BLKD, steps, None, kernel)
 
+    def work(self, docs: Documents) -> np.ndarray:
+        return docs.pairs_BS.sum(keepdims=True).reshape(1)
 
-def reference_attention(q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, docs: Documents) -> Tensor:
-    """Softmax over explicit scores, in the inputs' precision but at least fp32: the truth for tests. [B, S, H, D]."""
-    dtype = torch.promote_types(q_BSHD.dtype, torch.float32)
-    groups = q_BSHD.shape[2] // k_BSKD.shape[2]
-    k, v = (x.to(dtype).repeat_interleave(groups, dim=2) for x in (k_BSKD, v_BSKD))
-    scores_BHSS = torch.einsum("bqhd,bkhd->bhqk", q_BSHD.to(dtype), k) / math.sqrt(q_BSHD.shape[-1])
-    scores_BHSS = scores_BHSS.masked_fill(~docs.allowed_BSS[:, None], float("-inf"))
-    return torch.einsum("bhqk,bkhd->bqhd", scores_BHSS.softmax(-1), v).to(q_BSHD.dtype)
+    def bytes_sent(
+        self, rows: int, size: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> BytesSent:
+        return {}, {}

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farside.data.batch import Batch
-from farside.parallel.context.attention import Documents, SingleRank
+from farside.parallel.context.attention import SingleRank
+from farside.parallel.context.documents import Documents
 from farside.rl.batches import padded_row, row_size
 from farside.rl.types import Completion
 from farside.train.loss import WeightedSum

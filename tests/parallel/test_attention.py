@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farside.parallel.context.attention import Documents, SingleRank, reference_attention
+from farside.parallel.context.attention import SingleRank
+from farside.parallel.context.documents import Documents
+from farside.parallel.context.reference import reference_attention
 
 
 def documents(lengths: list[list[int]]) -> Documents:
@@ -76,5 +78,6 @@ def test_documents_know_when_the_plain_kernel_is_exact(lengths: list[list[int]],
 
 def test_degree_one_is_the_identity_layout() -> None:
     x = torch.arange(6).view(1, 6)
-    assert SingleRank().shard(x, 1) is x
-    assert SingleRank().unshard(x, 1) is x
+    docs = documents([[6]])
+    assert SingleRank().shard(x, docs) is x
+    assert SingleRank().unshard(x, docs) is x

@@ -58,7 +58,9 @@ def alone() -> tuple[Tensor, dict[str, Tensor]]:
 
 def together(place: Rank) -> tuple[Tensor, dict[str, Tensor]]:
     group = torch.distributed.group.WORLD
-    table = ShardTable({name: torch.Size(shape) for name, shape in SHAPES.items()}, Mesh(ParallelDims(tp=place.world_size), tp=group))
+    table = ShardTable(
+        {name: torch.Size(shape) for name, shape in SHAPES.items()}, Mesh(ParallelDims(tp=place.world_size), tp=group)
+    )
     leaves = {name: table.tensor_part(name, value).clone().requires_grad_() for name, value in weights().items()}
     loss = loss_of(ShardedTensors(group), leaves)
     loss.backward()
@@ -106,7 +108,9 @@ def test_scores_do_not_overflow(ranks: RankPool, shift: float) -> None:
 def unreduced(place: Rank) -> float:
     """The gradient of a norm weight that nobody sums over the ranks: what the engine must not forget."""
     group = torch.distributed.group.WORLD
-    table = ShardTable({name: torch.Size(shape) for name, shape in SHAPES.items()}, Mesh(ParallelDims(tp=place.world_size), tp=group))
+    table = ShardTable(
+        {name: torch.Size(shape) for name, shape in SHAPES.items()}, Mesh(ParallelDims(tp=place.world_size), tp=group)
+    )
     leaves = {name: table.tensor_part(name, value).clone().requires_grad_() for name, value in weights().items()}
     loss_of(ShardedTensors(group), leaves).backward()
     gradient, wanted = leaves["norm.weight"].grad, alone()[1]["norm.weight"]

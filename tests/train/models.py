@@ -8,7 +8,8 @@ from torch import nn
 
 from farside.configs.schema import Config, Dtype, ModelConfig
 from farside.data.batch import Batch, Sample, document_sample
-from farside.parallel.context.attention import Documents, SingleRank
+from farside.parallel.context.attention import SingleRank
+from farside.parallel.context.documents import Documents
 from farside.parallel.plan import ShardTable
 from farside.train.model.transformer import Attend, Transformer
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from farside.configs.schema import Config, Dtype
 from farside.data.batch import Batch
 from farside.parallel import comm, fsdp
-from farside.parallel.context.attention import Documents, SingleRank
+from farside.parallel.context.build import build
+from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
 from farside.parallel.plan import ShardTable
 from farside.parallel.tensor import ShardedTensors, WholeTensors
@@ -29,7 +30,13 @@ class NativeEngine:
         self, config: Config, mesh: Mesh, device: torch.device, head: str = "lm", entropy: bool = False
     ) -> None:
         self.config, self.mesh, self.device, self.entropy = config, mesh, device, entropy
-        self.context = SingleRank()
+        self.context = build(
+            config.parallel.context.kind.value,
+            config.parallel.context.layout.value,
+            mesh.cp,
+            mesh.ring,
+            mesh.ulysses,
+        )
         tensors = ShardedTensors(mesh.tp) if mesh.tp else WholeTensors()
         with torch.device("meta"):
             whole = Transformer(config.model, head)
@@ -41,33 +48,40 @@ class NativeEngine:
         initialise(self.model, config.model, config.train.seed, self.table)
         self.optimizer = Optimizer(self.model, config.optim, self.table)
 
-    def _outputs(self, batch: Batch) -> tuple[TokenOutputs, Batch]:
-        docs = Documents.of(batch.doc_ids)
-        counted = batch.weights.flatten().nonzero().squeeze(-1)  # before the move: later it would wait for the device
-        batch = batch.to(self.device)
-        docs = Documents(batch.doc_ids, docs.single)
+    def _outputs(self, batch: Batch) -> TokenOutputs:
+        """Outputs of the whole micro-batch, on every rank that shares it: losses may look at rows as they are."""
+        whole = batch.padded_to_multiple(self.config.parallel.pieces)
+        docs = Documents.of(whole.doc_ids)
+        tokens, positions, labels, weights = (
+            self.context.shard(x, docs) for x in (whole.tokens, whole.positions, whole.labels, whole.weights)
+        )
+        counted = weights.flatten().nonzero().squeeze(-1)  # before the move: later it would wait for the device
+        tokens, positions, labels, counted = (
+            x.to(self.device, non_blocking=True) for x in (tokens, positions, labels, counted)
+        )
         attend = lambda layer, q, k, v: self.context.attend(q, k, v, docs)  # noqa: E731
-        counted = counted.to(self.device, non_blocking=True)
-        return self.model(batch.tokens, batch.positions, batch.labels, attend, self.entropy, counted), batch
+        outputs = self.model(tokens, positions, labels, attend, self.entropy, counted)
+        return outputs.map(lambda x: self.context.unshard(x, docs)[:, : batch.tokens.shape[1]])
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(microbatches):
             fsdp.set_gradient_sync(self.model, number + 1 == len(microbatches))
-            outputs, batch = self._outputs(batch)
-            result = loss_fn(outputs, batch)
+            result = loss_fn(self._outputs(batch), batch.to(self.device))
             # divide by the global weight: ranks and micro-batches hold unequal numbers of counted tokens
             (result.total / total_weight).backward()
             for name, value in {"loss": result.total.detach(), **result.metrics}.items():
                 sums[name] = sums[name] + value if name in sums else value
         values = torch.stack([value.double() for value in sums.values()])
-        values = comm.sum_(values, self.mesh.tokens) / total_weight
+        values = comm.sum_(values, self.mesh.dp) / total_weight
         reduced = dict(zip(sums, values.unbind()))
+        self.table.sum_partial_gradients(self._gradients())
         return Outputs(reduced.pop("loss"), reduced)
 
+    def _gradients(self) -> dict[str, Tensor]:
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+
     def step(self, lr: float) -> StepStats:
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        self.table.sum_partial_gradients(gradients)
         grad_norm = clip_gradients(self.model, self.config.optim.clip_norm, self.table)
         self.optimizer.step(lr)
         self.model.zero_grad(set_to_none=True)
@@ -75,7 +89,7 @@ class NativeEngine:
 
     @torch.no_grad()
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
-        return [self._outputs(batch)[0] for batch in microbatches]
+        return [self._outputs(batch) for batch in microbatches]
 
     def set_rope_theta(self, theta: float) -> None:
         self.model.rope_theta = theta
@@ -83,6 +97,11 @@ class NativeEngine:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             yield name, self.table.full(name, parameter.detach())
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole gradients by canonical name, between ``forward_backward`` and ``step``. Collective."""
+        for name, gradient in self._gradients().items():
+            yield name, self.table.full(name, gradient)
 
     def state_dict(self) -> EngineState:
         return EngineState(dict(self.named_weights()), self.optimizer.state(), self.optimizer.updates)

@@ -92,7 +92,9 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
         ]
         mine = trials[comm.rank(runtime.mesh.world) :: comm.size(runtime.mesh.world)]
         found = [
-            item for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.world) for item in items
+            item
+            for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.world)
+            for item in items
         ]
         for row, exact, _ in found:
             correct[row, column] += exact

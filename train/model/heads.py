@@ -20,14 +20,17 @@ class TokenOutputs:
     entropy: Tensor | None = None
     values: Tensor | None = None
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TokenOutputs":
+        """The same outputs with ``function`` applied to each that is there."""
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return TokenOutputs(**{name: function(value) for name, value in present.items()})
+
 
 LabelScores = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(logits [N, V] of this rank's vocabulary, labels [N]) -> log-probability and, if asked for, entropy, [N] each."""
 
 
-def _score_chunk(
-    x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, score: LabelScores
-) -> tuple[Tensor, Tensor | None]:
+def _score_chunk(x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, score: LabelScores) -> tuple[Tensor, Tensor | None]:
     logits_NV = F.linear(x_NE, weight_VE)
     return score(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), labels_N)  # sums in at least fp32
 
