@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from farside.configs.rope import Rope
 from farside.configs.schema import ModelConfig
 from farside.train.model.heads import TokenOutputs, score_tokens
 from farside.train.model.rope import apply_rope, rope_tables
@@ -97,13 +98,13 @@ class Transformer(nn.Module):
     """A decoder with a head: "lm" over the vocabulary, or "scalar" (reward, value) named ``score`` as in
     Hugging Face's sequence classifiers.
 
-    rope_theta: the RoPE base in use; a stage of context extension sets another.
+    rope: the rotary embedding in use; a stage of context extension sets another.
     """
 
     def __init__(self, config: ModelConfig, head: str = "lm", loss_chunk: int = 8192) -> None:
         super().__init__()
         self.config, self.head, self.loss_chunk = config, head, loss_chunk
-        self.rope_theta = config.rope_theta
+        self.rope = Rope.of_model(config)
         self.model = Decoder(config)
         if head == "scalar":
             self.score = nn.Linear(config.hidden_size, 1, bias=False)
@@ -120,9 +121,9 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
         """Normalised hidden states [B, S, E]."""
         x_BSE = self.model.embed_tokens(tokens_BS)
-        rope = rope_tables(positions_BS, self.config.head_dim, self.rope_theta, x_BSE.dtype)
+        tables = rope_tables(positions_BS, self.config.head_dim, self.rope, x_BSE.dtype)
         for block in self.model.layers:
-            x_BSE = block(x_BSE, rope, attend)
+            x_BSE = block(x_BSE, tables, attend)
         return self.model.norm(x_BSE)
 
     def forward(
