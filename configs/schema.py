@@ -15,6 +15,13 @@ class Dtype(Enum):
     float32 = "float32"
 
 
+class RopeKind(Enum):
+    none = "none"
+    pi = "pi"
+    ntk = "ntk"
+    yarn = "yarn"
+
+
 class ScheduleKind(Enum):
     cosine = "cosine"
     wsd = "wsd"
@@ -45,6 +52,18 @@ class RunConfig:
 
 
 @dataclass
+class RopeScalingConfig:
+    """Stretches RoPE beyond the length a model was trained for; a base change (rope_theta) needs none of it."""
+
+    kind: RopeKind = RopeKind.none
+    """pi: positions divided by factor. ntk: a larger base instead. yarn: by parts, with an attention temperature."""
+    factor: float = 1.0
+    """New length over the old."""
+    original_length: int = 0
+    """yarn: the old length in tokens."""
+
+
+@dataclass
 class ModelConfig:
     """A Llama/Qwen3-family decoder. Names follow Hugging Face's."""
 
@@ -64,6 +83,8 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     """RoPE base of a stage that names none."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """Of a stage that names none."""
     initializer_range: float = 0.02
     """Standard deviation of every matrix; those that write to the residual stream get it over sqrt(2 layers)."""
 
@@ -219,6 +240,8 @@ class StageConfig:
     """None: data.seq_len."""
     rope_theta: float | None = None
     """None: model.rope_theta."""
+    rope_scaling: RopeScalingConfig | None = None
+    """None: model.rope_scaling."""
     lr: float | None = None
     """None: optim.lr."""
     global_batch_size: int | None = None
@@ -280,6 +303,8 @@ class EvalConfig:
     niah: NiahConfig = field(default_factory=NiahConfig)
     rope_theta: float | None = None
     """farside eval: RoPE base; None: the checkpoint's."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """farside eval: as model.rope_scaling, to try one without training; kind none: the checkpoint's."""
     checkpoint: str | None = None
     """farside eval: checkpoint directory; None: the newest of the run."""
     name: str = "grid"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from farside.configs.errors import UserError
+from farside.configs.rope import Rope
 from farside.configs.schema import Config, ModelConfig
 
 
@@ -15,7 +16,7 @@ class Stage:
     first_step: int
     steps: int
     seq_len: int
-    rope_theta: float
+    rope: Rope
     lr: float
     global_batch_size: int
     micro_batch_size: int
@@ -42,7 +43,9 @@ def pretrain_stages(config: Config) -> list[Stage]:
                 entry.name,
                 entry.steps,
                 seq_len=entry.seq_len,
-                rope_theta=entry.rope_theta,
+                rope=Rope.of_model(config.model).changed(
+                    entry.rope_theta, entry.rope_scaling, f"stage {entry.name!r}: "
+                ),
                 lr=entry.lr,
                 mixture=entry.mixture,
                 global_batch_size=entry.global_batch_size,
@@ -54,7 +57,7 @@ def pretrain_stages(config: Config) -> list[Stage]:
 
 
 def sft_stages(config: Config) -> list[Stage]:
-    """Supervised fine-tuning is one stage that keeps the last pretraining stage's RoPE base."""
+    """Supervised fine-tuning is one stage that keeps the last pretraining stage's RoPE."""
     sft = config.sft
     return check_stages(
         config,
@@ -68,7 +71,7 @@ def sft_stages(config: Config) -> list[Stage]:
                 seq_len=sft.seq_len,
                 lr=sft.lr,
                 mixture=sft.mixture,
-                rope_theta=pretrain_stages(config)[-1].rope_theta,
+                rope=pretrain_stages(config)[-1].rope,
                 global_batch_size=sft.global_batch_size,
                 micro_batch_size=sft.micro_batch_size,
             )
@@ -84,7 +87,7 @@ def _stage(
     steps: int,
     *,
     seq_len: int | None = None,
-    rope_theta: float | None = None,
+    rope: Rope | None = None,
     lr: float | None = None,
     global_batch_size: int | None = None,
     micro_batch_size: int | None = None,
@@ -98,7 +101,7 @@ def _stage(
         first_step=first_step,
         steps=steps,
         seq_len=data.seq_len if seq_len is None else seq_len,
-        rope_theta=config.model.rope_theta if rope_theta is None else rope_theta,
+        rope=rope or Rope.of_model(config.model),
         lr=config.optim.lr if lr is None else lr,
         global_batch_size=data.global_batch_size if global_batch_size is None else global_batch_size,
         micro_batch_size=data.micro_batch_size if micro_batch_size is None else micro_batch_size,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
+from farside.configs.rope import Rope
 from farside.configs.schema import Config
 from farside.data.prepare import Prepared
 from farside.rl.loop import RlLoop
@@ -26,7 +27,7 @@ def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> 
     """Resumes, or starts from the policy's checkpoint."""
     resumed = store.resume(engine)
     if resumed is not None:
-        engine.set_rope_theta(resumed.state["rope_theta"])
+        engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
         return {key: value for key, value in resumed.state.items() if key not in ("identity", "parent", "updates")}
@@ -34,7 +35,7 @@ def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> 
         raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
     parent = store.start_from(runtime.init_from)
     load_foreign(parent, engine)
-    return {key: parent.state[key] for key in ("rope_theta", "trained_length", "tokens")} | {
+    return {key: parent.state[key] for key in ("rope", "trained_length", "tokens")} | {
         "step": 0,
         "stage": "rl",
     }

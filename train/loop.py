@@ -52,7 +52,7 @@ class Progress:
     """Longest sample ever trained on, parents included."""
 
     def record(self, stage: Stage) -> dict[str, Any]:
-        return {**vars(self), "stage": stage.name, "rope_theta": stage.rope_theta}
+        return {**vars(self), "stage": stage.name, "rope": stage.rope.record()}
 
 
 class TrainLoop:
@@ -97,7 +97,7 @@ class TrainLoop:
                 self.metrics.close()
 
     def _run_stage(self, stage: Stage, progress: Progress) -> None:
-        self.engine.set_rope_theta(stage.rope_theta)
+        self.engine.set_rope(stage.rope)
         loader = self.make_loader(stage)
         while progress.step < stage.last_step:
             started = time.perf_counter()

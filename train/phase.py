@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from farside.configs.errors import UserError
+from farside.configs.rope import Rope
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
 from farside.data.batch import Batch
@@ -48,7 +49,8 @@ def load_data(runtime: Runtime) -> Prepared:
 
 def identity(config: Config, data: Prepared) -> dict[str, Any]:
     """What two checkpoints must share to continue one another."""
-    model = {key: value for key, value in vars(config.model).items() if key not in ("rope_theta", "initializer_range")}
+    free = ("rope_theta", "rope_scaling", "initializer_range")
+    model = {key: value for key, value in vars(config.model).items() if key not in free}
     return {**{f"model.{key}": value for key, value in model.items()}, "tokenizer": data.tokenizer.hash}
 
 
@@ -95,7 +97,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
     """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
     resumed = store.resume(engine)
     if resumed is not None:
-        engine.set_rope_theta(resumed.state["rope_theta"])
+        engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
         return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
@@ -112,7 +114,7 @@ def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
     for name, value in engine.named_weights():
         weights.setdefault(name, value)
     engine.load_weights(weights)
-    engine.set_rope_theta(checkpoint.state["rope_theta"])
+    engine.set_rope(Rope.from_record(checkpoint.state["rope"]))
 
 
 def validation_loss(

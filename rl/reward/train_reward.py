@@ -88,7 +88,7 @@ def main(runtime: Runtime) -> None:
         0,
         settings.steps,
         longest,
-        engine.model.rope_theta,
+        engine.model.rope,
         settings.lr,
         2 * settings.pairs_per_batch,
         2 * settings.micro_pairs,

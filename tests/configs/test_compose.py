@@ -11,7 +11,8 @@ import farside.configs
 from farside.configs import compose
 from farside.configs.compose import flat, from_yaml, load, to_yaml
 from farside.configs.errors import UserError
-from farside.configs.schema import Config, Dtype, OptimKind, StageConfig
+from farside.configs.rope import Rope
+from farside.configs.schema import Config, Dtype, OptimKind, RopeKind, RopeScalingConfig, StageConfig
 from farside.configs.stages import pretrain_stages, sft_stages
 
 FOLDER = Path(next(iter(farside.configs.__path__)))
@@ -28,7 +29,7 @@ def test_every_experiment_composes_into_stages(name: str) -> None:
     assert isinstance(config, Config)
     assert config.run.dir == f"runs/{config.run.name}"
     assert pretrain_stages(config)
-    assert sft_stages(config)[0].rope_theta == pretrain_stages(config)[-1].rope_theta
+    assert sft_stages(config)[0].rope == pretrain_stages(config)[-1].rope
     assert config.model.vocab_size >= config.data.tokenizer.vocab_size
 
 
@@ -109,3 +110,22 @@ def test_a_missing_or_wrong_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("train: {stepz: 3}\n")
     with pytest.raises(UserError, match=r"config\.yaml: .*train\.stepz: no such key; did you mean train\.steps"):
         load(tmp_path / "config.yaml")
+
+
+def test_rope_scaling_is_set_for_the_model_a_stage_and_an_evaluation() -> None:
+    stage = "{name: long, steps: 1, rope_scaling: {kind: ntk, factor: 2}}"
+    config = compose.compose(
+        [
+            "experiment=tiny",
+            "model.rope_scaling.kind=yarn",
+            "model.rope_scaling.factor=4",
+            "model.rope_scaling.original_length=64",
+            f"stages=[{stage}]",
+            "eval.rope_scaling.kind=pi",
+            "eval.rope_scaling.factor=8",
+        ]
+    )
+    again = from_yaml(to_yaml(config))
+    assert Rope.of_model(again.model) == Rope(1e4, RopeKind.yarn, 4.0, 64)
+    assert pretrain_stages(again)[0].rope == Rope(1e4, RopeKind.ntk, 2.0)
+    assert again.eval.rope_scaling == RopeScalingConfig(RopeKind.pi, 8.0)

@@ -6,9 +6,20 @@ from typing import Any
 import pytest
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Config, DataConfig, ParallelConfig, SftConfig, StageConfig, TrainConfig
+from farside.configs.rope import Rope
+from farside.configs.schema import (
+    Config,
+    DataConfig,
+    ParallelConfig,
+    RopeKind,
+    RopeScalingConfig,
+    SftConfig,
+    StageConfig,
+    TrainConfig,
+)
 from farside.configs.stages import pretrain_stages, sft_stages
 
+YARN = RopeScalingConfig(RopeKind.yarn, 4.0, 64)
 BASE = Config(
     parallel=ParallelConfig(dp_replicate=2, dp_shard=2),
     data=DataConfig(mixture={"en": 1.0}, seq_len=64, global_batch_size=16, micro_batch_size=4),
@@ -19,30 +30,36 @@ BASE = Config(
 def test_without_a_list_there_is_one_stage() -> None:
     (stage,) = pretrain_stages(BASE)
     assert (stage.name, stage.index, stage.first_step, stage.last_step) == ("train", 0, 0, 30)
-    assert (stage.seq_len, stage.rope_theta, stage.lr) == (64, BASE.model.rope_theta, BASE.optim.lr)
+    assert (stage.seq_len, stage.rope, stage.lr) == (64, Rope(BASE.model.rope_theta), BASE.optim.lr)
     assert (stage.global_batch_size, stage.micro_batch_size, stage.mixture) == (16, 4, {"en": 1.0})
 
 
 def test_stages_follow_each_other_and_inherit_what_they_leave_out() -> None:
     listed = [
         StageConfig("short", 10),
-        StageConfig("long", 5, 256, 5e5, 1e-4, 8, 2, {"zh": 2.0}, eval=True),
+        StageConfig("long", 5, 256, 5e5, YARN, 1e-4, 8, 2, {"zh": 2.0}, eval=True),
         StageConfig("last", 1, lr=0.0),
     ]
     short, long, last = pretrain_stages(replace(BASE, stages=listed))
     assert [(s.index, s.first_step, s.last_step) for s in (short, long, last)] == [(0, 0, 10), (1, 10, 15), (2, 15, 16)]
     assert (short.seq_len, short.eval) == (64, False)
-    assert (long.seq_len, long.rope_theta, long.lr, long.global_batch_size) == (256, 5e5, 1e-4, 8)
+    assert (long.seq_len, long.rope, long.lr, long.global_batch_size) == (
+        256,
+        Rope(5e5, RopeKind.yarn, 4.0, 64),
+        1e-4,
+        8,
+    )
     assert (long.micro_batch_size, long.mixture, long.eval) == (2, {"zh": 2.0}, True)
     assert last.lr == 0.0, "zero is a value, not a missing one"
     assert last.seq_len == 64
 
 
-def test_sft_keeps_the_last_stage_s_rope_theta() -> None:
-    listed = [StageConfig("short", 10), StageConfig("long", 5, rope_theta=5e5)]
+def test_sft_keeps_the_last_stage_s_rope() -> None:
+    listed = [StageConfig("short", 10), StageConfig("long", 5, rope_theta=5e5, rope_scaling=YARN)]
     sft = SftConfig(steps=7, lr=2e-4, seq_len=96, global_batch_size=12, micro_batch_size=3)
     (stage,) = sft_stages(replace(BASE, stages=listed, sft=sft))
-    assert (stage.name, stage.steps, stage.lr, stage.seq_len, stage.rope_theta) == ("sft", 7, 2e-4, 96, 5e5)
+    assert (stage.name, stage.steps, stage.lr, stage.seq_len) == ("sft", 7, 2e-4, 96)
+    assert stage.rope == Rope(5e5, RopeKind.yarn, 4.0, 64)
     assert (stage.global_batch_size, stage.micro_batch_size, stage.mixture) == (12, 3, {"trace": 1.0})
 
 

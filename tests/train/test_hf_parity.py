@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
+from farside.configs.rope import Rope
 from farside.configs.schema import ModelConfig
 from tests.train.models import SMALL, attend_within, logits_of, random_model
 
@@ -30,7 +31,7 @@ CONFIGS = {
 
 def theirs(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     shared: dict[str, Any] = {
-        key: value for key, value in vars(config).items() if key not in ("qk_norm", "rope_theta")
+        key: value for key, value in vars(config).items() if key not in ("qk_norm", "rope_theta", "rope_scaling")
     } | {
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "max_position_embeddings": 512,
@@ -100,11 +101,11 @@ def test_logits_equal_in_fp64(config: ModelConfig) -> None:
 
 
 @pytest.mark.usefixtures("fp64_hugging_face")
-def test_a_stage_s_rope_theta_replaces_the_configured_one() -> None:
+def test_a_stage_s_rope_replaces_the_configured_one() -> None:
     ours, _ = pair(SMALL, torch.float64)
     _, other = pair(replace(SMALL, rope_theta=80_000.0), torch.float64)
     other.load_state_dict(ours.state_dict(), strict=False)
-    ours.rope_theta = 80_000.0
+    ours.rope = Rope(80_000.0)
     with torch.no_grad():
         assert (logits_of(ours, tokens(SMALL)) - other(tokens(SMALL)).logits).abs().max() <= 1e-10
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from farside.configs.rope import Rope
 from farside.configs.schema import ParallelConfig
 from farside.data.batch import Batch, Sample, document_sample
 from farside.parallel.mesh import ParallelDims
@@ -149,7 +150,7 @@ def test_scalar_head_and_entropy_outputs() -> None:
 
 def test_replica_for_decoding_equals_the_trained_model() -> None:
     engine = make_engine()
-    engine.set_rope_theta(123.0)
+    engine.set_rope(Rope(123.0))
     tokens = torch.tensor([[1, 2, 3]])
     copy = engine.replica()
     assert torch.equal(logits_of(copy, tokens), logits_of(engine.model, tokens))

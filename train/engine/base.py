@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from farside.configs.rope import Rope
 from farside.data.batch import Batch
 from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
@@ -52,7 +53,7 @@ class Engine(Protocol):
         """Per-token outputs without gradient."""
         ...
 
-    def set_rope_theta(self, theta: float) -> None: ...
+    def set_rope(self, rope: Rope) -> None: ...
 
     def state_dict(self) -> EngineState:
         """Collective."""

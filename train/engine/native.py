@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from farside.configs.rope import Rope
 from farside.configs.schema import Config, Dtype
 from farside.data.batch import Batch
 from farside.parallel import comm, fsdp
@@ -91,8 +92,8 @@ class NativeEngine:
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
         return [self._outputs(batch) for batch in microbatches]
 
-    def set_rope_theta(self, theta: float) -> None:
-        self.model.rope_theta = theta
+    def set_rope(self, rope: Rope) -> None:
+        self.model.rope = rope
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
@@ -121,7 +122,7 @@ class NativeEngine:
         with torch.device("meta"):
             model = Transformer(self.config.model, self.model.head, self.config.train.loss_chunk)
         model = model.to(DTYPES[self.config.train.dtype]).to_empty(device=self.device).requires_grad_(False)
-        model.rope_theta = self.model.rope_theta
+        model.rope = self.model.rope
         sync_weights(model, self.named_weights())
         return model
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from farside.configs.rope import Rope
 from farside.configs.schema import ModelConfig
 from farside.parallel.plan import part
 from farside.parallel.tensor import TensorParallel, WholeTensors
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
     """A decoder with a head: "lm" over the vocabulary, or "scalar" (reward, value) named ``score`` as in
     Hugging Face's sequence classifiers.
 
-    rope_theta: the RoPE base in use; a stage of context extension sets another.
+    rope: the rotary embedding in use; a stage of context extension sets another.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.head, self.loss_chunk, self.tensors = config, head, loss_chunk, tensors
-        self.rope_theta = config.rope_theta
+        self.rope = Rope.of_model(config)
         self.model = Decoder(config, tensors)
         if head == "scalar":
             self.score = nn.Linear(config.hidden_size, 1, bias=False)
@@ -133,9 +134,9 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
         """Normalised hidden states [B, T, E]."""
         x_BTE = self.tensors.embed(tokens_BS, self.model.embed_tokens.weight)
-        rope = rope_tables(positions_BS, self.config.head_dim, self.rope_theta, x_BTE.dtype)
+        tables = rope_tables(positions_BS, self.config.head_dim, self.rope, x_BTE.dtype)
         for block in self.model.layers:
-            x_BTE = block(x_BTE, rope, attend)
+            x_BTE = block(x_BTE, tables, attend)
         return self.model.norm(x_BTE)
 
     def forward(
