@@ -4,6 +4,8 @@ Run on an idle machine:  python scripts/bench_context.py --tokens 16384 --heads 
 
 All variants alternate within one run, so that a slow minute slows all of them; medians are compared. Prints one line
 per variant with its ratios first: over the contiguous ring, and over torch's SDPA in one process with two threads.
+First by the clock, then by the processor time of the busiest rank (half of the process's for SDPA), gloo's threads
+included: that is what the clock would show if nothing else ran and nobody waited.
 """
 
 import argparse
@@ -53,20 +55,20 @@ def rank_main(rank: int, port: int, connection: Connection) -> None:
         shape = (1, tokens // RANKS, heads, dim)
         q, k, v = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
         dist.barrier()
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         out = contexts[name].attend(q, k, v, docs)
         out.backward(out.detach())
-        connection.send(time.perf_counter() - begin)
+        connection.send((time.perf_counter() - begin[0], time.process_time() - begin[1]))
 
 
-def one_process(tokens: int, heads: int, dim: int, dtype: torch.dtype, count: int) -> float:
+def one_process(tokens: int, heads: int, dim: int, dtype: torch.dtype, count: int) -> tuple[float, float]:
     docs = documents(tokens, count)
     q, k, v = (torch.randn(1, heads, tokens, dim).to(dtype).requires_grad_() for _ in range(3))
     mask = None if docs.single else docs.allowed_BSS[:, None]
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     out.backward(out.detach())
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin[0], (time.process_time() - begin[1]) / RANKS
 
 
 def main() -> None:
@@ -93,7 +95,7 @@ def main() -> None:
 
     for name in options.dtypes:
         shape = (options.heads, options.dim, getattr(torch, name), options.documents)
-        seconds: dict[str, list[float]] = {variant: [] for variant in (SDPA, *VARIANTS)}
+        seconds: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in (SDPA, *VARIANTS)}
         for repeat in range(-1, options.repeats):
             tokens = options.tokens if repeat >= 0 else 1024  # the first round warms up
             for variant, times in seconds.items():
@@ -102,16 +104,19 @@ def main() -> None:
                     continue
                 for connection in connections:
                     connection.send((variant, tokens, *shape))
-                times.append(max([connection.recv() for connection in connections]))
-        medians = {variant: statistics.median(times[1:]) for variant, times in seconds.items()}
-        title = (
-            f"{options.tokens} tokens, {options.documents} document(s), {options.heads} heads of {options.dim}, {name}"
-        )
-        print(f"{title}; speed over contiguous, over SDPA; median of {options.repeats}")
-        for variant, median in medians.items():
-            spread = ", ".join(f"{x:.2f}" for x in seconds[variant][1:])
-            ratios = f"{medians[NAIVE] / median:5.2f} {medians[SDPA] / median:5.2f}"
-            print(f"  {ratios}  {variant:24} {median:7.2f} s  ({spread})", flush=True)
+                times.append(tuple(max(pair) for pair in zip(*(connection.recv() for connection in connections))))
+        report(f"{options.tokens} tokens, {options.documents} document(s), {options.heads} heads, {name}", seconds)
+
+
+def report(title: str, seconds: dict[str, list[tuple[float, ...]]]) -> None:
+    medians = {name: [statistics.median(column) for column in zip(*times[1:])] for name, times in seconds.items()}
+    print(f"{title}: speed over contiguous, over SDPA; seconds. By the clock | by processor time")
+    for variant, values in medians.items():
+        columns = [
+            f"{medians[NAIVE][clock] / value:5.2f} {medians[SDPA][clock] / value:5.2f} {value:7.2f}"
+            for clock, value in enumerate(values)
+        ]
+        print(f"  {' | '.join(columns)}  {variant}", flush=True)
 
 
 if __name__ == "__main__":

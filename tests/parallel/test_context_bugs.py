@@ -75,23 +75,25 @@ def test_deepspeed_5248_gradients_are_sums_and_not_scaled_by_the_degree(ranks: R
 
 
 LONG = Case("ring", "zigzag", ((1024,),), 4, 2, 32)
-PRECISION = {torch.float32: (2e-6, 5e-6), torch.bfloat16: (6e-3, 1.5e-2)}
+PRECISION = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
+GROWTH = (1.3, 1.5, 1.5, 1.5)
+"""Over one rank: merging and summing in bf16 instead doubles the output's error at eight ranks (docs/context.md)."""
 
 
-def ring_errors(ranks: RankPool, dtype: torch.dtype, sizes: tuple[int, ...]) -> dict[int, tuple[float, float]]:
-    """By ring size: the largest error of the output and of the gradients over all ranks."""
+def ring_errors(ranks: RankPool, dtype: torch.dtype, sizes: tuple[int, ...]) -> dict[int, list[float]]:
+    """By ring size: the mean error of a token's out, dq, dk and dv."""
     found = {}
     for size in sizes:
         results = [errors for (errors,) in ranks.run(measure_cases, size, [replace(LONG, dtype=dtype)])]
-        found[size] = (max(e.relative[0] for e in results), max(max(e.relative[1:]) for e in results))
+        found[size] = [sum(values) / size for values in zip(*(errors.by_token for errors in results))]
     return found
 
 
-def assert_no_growth(found: dict[int, tuple[float, float]], bounds: tuple[float, float]) -> None:
+def assert_no_growth(found: dict[int, list[float]], bound: float) -> None:
     for size, errors in found.items():
-        for error, one, bound in zip(errors, found[1], bounds):
+        for error, one, growth in zip(errors, found[1], GROWTH, strict=True):
             assert error <= bound, found
-            assert error <= 1.5 * one, (size, found)
+            assert error <= growth * one, (size, found)
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
