@@ -242,6 +242,10 @@ class TaskConfig:
     """addition, or reasoning_gym:<family> with the reasoning-gym package installed."""
     digits: int = 2
     """addition: digits of a summand."""
+    full_share: float = 0.4
+    """addition: share of worked answers that spell out every column."""
+    compact_share: float = 0.3
+    """addition: share of those that write down the columns' sums only; the rest show no work."""
     seed: int = 0
 
 
@@ -317,6 +321,9 @@ class RlConfig:
     verifier_weight: float = 1.0
     """Weight of the verifier's 0 or 1. At 0 the reward model alone teaches; the verifier still measures, and an
     answer that it fails on is masked all the same."""
+    reward_alone_steps: int = 0
+    """farside run: steps of one more run from the same start, taught by the reward model alone and without replay; its
+    verified accuracy tells how far that model can be trusted. 0: no such run."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     verifier_timeout_seconds: float = 5.0
     max_error_share: float = 0.1
