@@ -317,6 +317,10 @@ class TaskConfig:
     """addition, or reasoning_gym:<family> with the reasoning-gym package installed."""
     digits: int = 2
     """addition: digits of a summand."""
+    full_share: float = 0.4
+    """addition: share of worked answers that spell out every column."""
+    compact_share: float = 0.3
+    """addition: share of those that write down the columns' sums only; the rest show no work."""
     seed: int = 0
 
 
@@ -355,6 +359,23 @@ class RewardConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """Samples of other kinds in every RL step, with the next-token loss, so that what RL does not train survives
+    (Kimi K2, arXiv 2507.20534, section 3.2.3)."""
+
+    samples: int = 0
+    """Samples a step over all ranks; 0: none."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """As data.mixture."""
+    seq_len: int | None = None
+    """None: data.seq_len."""
+    micro_batch_size: int | None = None
+    """None: data.micro_batch_size."""
+    weight: float = 0.5
+    """Loss weight of all replayed tokens together, that of the step's completions being 1."""
+
+
+@dataclass
 class RlConfig:
     """GRPO: groups of samples, advantages normalised within the group, clipped ratios."""
 
@@ -371,7 +392,14 @@ class RlConfig:
     reward_model: str | None = None
     """Checkpoint of the reward model; farside run fills it in."""
     reward_model_weight: float = 0.2
-    """Weight of the reward model's sigmoid score beside the verifier's 0 or 1."""
+    """Weight of the reward model's sigmoid score."""
+    verifier_weight: float = 1.0
+    """Weight of the verifier's 0 or 1. At 0 the reward model alone teaches; the verifier still measures, and an
+    answer that it fails on is masked all the same."""
+    reward_alone_steps: int = 0
+    """farside run: steps of one more run from the same start, taught by the reward model alone and without replay; its
+    verified accuracy tells how far that model can be trusted. 0: no such run."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     verifier_timeout_seconds: float = 5.0
     max_error_share: float = 0.1
     """More verifier errors than this share of a step's samples stop the run."""

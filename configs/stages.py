@@ -79,6 +79,29 @@ def sft_stages(config: Config) -> list[Stage]:
     )
 
 
+def replay_stage(config: Config) -> Stage | None:
+    """What RL replays beside its own samples, or None. It keeps the last pretraining stage's RoPE base."""
+    replay = config.rl.replay
+    if replay.samples == 0:
+        return None
+    if replay.weight <= 0:
+        raise UserError(f"rl.replay.weight = {replay.weight}; give more than 0, or set rl.replay.samples=0")
+    stage = _stage(
+        config,
+        0,
+        0,
+        "rl.replay",
+        config.rl.steps,
+        seq_len=replay.seq_len,
+        lr=config.rl.lr,
+        mixture=replay.mixture,
+        rope_theta=pretrain_stages(config)[-1].rope_theta,
+        global_batch_size=replay.samples,
+        micro_batch_size=replay.micro_batch_size,
+    )
+    return check_stages(config, [stage])[0]
+
+
 def _stage(
     config: Config,
     index: int,

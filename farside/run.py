@@ -32,11 +32,13 @@ class Phase:
     before: Callable[[Config, Path], object] = lambda config, directory: None
 
 
+REWARD_ALONE = "rl_reward_alone"
 PHASES = (
     Phase("pretrain", "farside.train.pretrain"),
     Phase("sft", "farside.train.sft", "pretrain", lambda config, directory: write_traces(config.sft, directory)),
     Phase("reward", "farside.rl.reward.train_reward", "sft"),
     Phase("rl", "farside.rl.train", "sft"),
+    Phase(REWARD_ALONE, "farside.rl.train", "sft"),
     Phase("eval", "farside.train.eval.niah", "rl"),
 )
 
@@ -49,7 +51,7 @@ def run(config: Config, launcher: Launcher) -> int:
     status = Status(directory, started, earlier)
     status.write("running", "prepare")
     prepare(config.data, print)
-    for phase in PHASES:
+    for phase in phases_of(config):
         if launcher.stopping:
             break
         status.write("running", phase.name)
@@ -87,10 +89,19 @@ def run_phase(phase: Phase, config: Config, launcher: Launcher, status: "Status"
     return outcome == "finished"
 
 
+def phases_of(config: Config) -> list[Phase]:
+    """The phases of this job, in order."""
+    return [phase for phase in PHASES if phase.name != REWARD_ALONE or config.rl.reward_alone_steps]
+
+
 def for_phase(phase: Phase, config: Config, directory: Path) -> Config:
-    """The configuration with what only earlier phases could know."""
-    if phase.name == "rl" and config.rl.reward_model_weight:
-        return replace(config, rl=replace(config.rl, reward_model=str(final_checkpoint(directory / "reward"))))
+    """The configuration with what only earlier phases could know, and of the arm judged by the reward model alone."""
+    rl = config.rl
+    if phase.name == REWARD_ALONE:
+        replay = replace(rl.replay, samples=0)
+        rl = replace(rl, steps=rl.reward_alone_steps, verifier_weight=0.0, reward_model_weight=1.0, replay=replay)
+    if phase.module == "farside.rl.train" and rl.reward_model_weight:
+        return replace(config, rl=replace(rl, reward_model=str(final_checkpoint(directory / "reward"))))
     if phase.name == "eval":
         return replace(config, eval=replace(config.eval, name="after_rl"))
     return config

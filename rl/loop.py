@@ -14,8 +14,9 @@ from farside.data.batch import Batch
 from farside.parallel import comm
 from farside.rl.advantage import group_normalised
 from farside.rl.batches import policy_batches
-from farside.rl.loss import grpo_loss
-from farside.rl.policy import held_out_accuracy
+from farside.rl.objective import rl_loss
+from farside.rl.policy import answer_held_out
+from farside.rl.replay import Replay
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.rollout.base import Rollout
 from farside.rl.types import Completion, Mark, Prompt, Score, Task
@@ -23,26 +24,9 @@ from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
 from farside.train.engine.base import Engine, Outputs
 from farside.train.loop import peak_memory_bytes
-from farside.train.loss import LossFn, WeightedSum
 from farside.train.metrics import MetricsWriter
-from farside.train.model.heads import TokenOutputs
 from farside.train.runtime import Runtime, Stopped, write_status
 from farside.train.schedule import lr_factor
-
-
-def policy_loss(clip_low: float, clip_high: float) -> LossFn:
-    """GRPO's loss over the engine's seam; reports clip_share, kl, ratio and entropy."""
-    objective = grpo_loss(clip_low, clip_high)
-
-    def loss(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
-        assert outputs.logprobs is not None
-        assert outputs.entropy is not None
-        total, metrics = objective(
-            outputs.logprobs, batch.extras["old_logprobs"], batch.extras["advantages"], batch.weights
-        )
-        return WeightedSum(total, {**metrics, "entropy": (batch.weights * outputs.entropy.detach()).sum()})
-
-    return loss
 
 
 class RlLoop:
@@ -55,17 +39,20 @@ class RlLoop:
         rollout: Rollout,
         task: Task,
         reward: CombinedReward,
+        replay: Replay,
         store: CheckpointStore,
     ) -> None:
         self.runtime, self.engine, self.rollout, self.task = runtime, engine, rollout, task
-        self.reward, self.store, self.config = reward, store, runtime.config.rl
-        self.loss_fn = policy_loss(self.config.clip_low, self.config.clip_high)
+        self.reward, self.replay, self.store, self.config = reward, replay, store, runtime.config.rl
+        self.loss_fn = rl_loss(self.config.clip_low, self.config.clip_high, replay.weight)
 
     def run(self, progress: dict[str, Any]) -> None:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
         runtime, main = self.runtime, self.runtime.main
         self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
         self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
+        evaluated = progress["step"] if "held_out_accuracy_before" in progress else -1
+        self.answers = MetricsWriter(runtime.dir, evaluated, "held_out.jsonl") if main else None
         self.printer = StepPrinter("rl", self.config.steps, runtime.config.logging.every, silent=not main)
         try:
             if "held_out_accuracy_before" not in progress:
@@ -79,7 +66,7 @@ class RlLoop:
                 self._step(progress)
         finally:
             self.printer.close()
-            for writer in (self.metrics, self.samples):
+            for writer in (self.metrics, self.samples, self.answers):
                 if writer:
                     writer.close()
 
@@ -96,14 +83,16 @@ class RlLoop:
         )
         seconds_rollout = time.perf_counter() - started
         scores = self.reward.score(completions)
-        sums = self.totals(completions, scores)
+        replayed = self.replay.step(step)
+        sums = self.totals(completions, scores, replayed)
         if sums["errors"] > self.config.max_error_share * sums["samples"]:
             raise RuntimeError(
                 f"{sums['errors']:.0f} of {sums['samples']:.0f} verdicts of step {step + 1} were errors, more than "
                 f"rl.max_error_share; one of them: {self.reward.last_error}"
             )
-        batches = self.batches(completions, scores)
-        outputs = self.engine.forward_backward(batches, self.loss_fn, sums["samples"] - sums["errors"])
+        valid = sums["samples"] - sums["errors"]
+        batches = self.batches(completions, scores) + self.replay.weighed(replayed, valid, sums["replay"])
+        outputs = self.engine.forward_backward(batches, self.loss_fn, valid * (1 + self.replay.weight))
         lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
         stats = self.engine.step(lr)
         progress["step"] += 1
@@ -131,10 +120,12 @@ class RlLoop:
         advantages = group_normalised(rewards_PG, valid_PG)
         return policy_batches(completions, advantages.flatten(), valid_PG.flatten(), self.config.micro_batch_size)
 
-    def totals(self, completions: Sequence[Completion], scores: Sequence[Score]) -> dict[str, float]:
-        """Sums over all ranks' samples; rewards count valid samples only."""
+    def totals(
+        self, completions: Sequence[Completion], scores: Sequence[Score], replayed: Sequence[Batch]
+    ) -> dict[str, float]:
+        """Sums over all ranks' samples; rewards count valid samples only. replay: the replayed tokens' weight."""
         valid = [score for score in scores if score.valid]
-        names = ("samples", "errors", "reward", "correct", "reward_model", "tokens", "truncated")
+        names = ("samples", "errors", "reward", "correct", "reward_model", "tokens", "truncated", "replay")
         values = [
             float(len(scores)),
             float(len(scores) - len(valid)),
@@ -143,6 +134,7 @@ class RlLoop:
             sum(score.reward_model or 0.0 for score in valid),
             float(sum(len(item.tokens) for item in completions)),
             float(sum(item.truncated for item in completions)),
+            sum(batch.weight for batch in replayed),
         ]
         return dict(zip(names, comm.sum_floats(values, self.runtime.mesh.dp, self.runtime.device)))
 
@@ -163,14 +155,18 @@ class RlLoop:
     def evaluate(self, step: int) -> float:
         """Greedy verified accuracy on held-out problems with the current weights. Collective."""
         self.rollout.load_weights(self.engine.named_weights(), step)
-        accuracy, _ = held_out_accuracy(
+        accuracy, answers = answer_held_out(
             self.runtime,
             self.rollout,
             self.task,
             self.reward.verifier,
             self.config.eval_prompts,
             self.config.max_new_tokens,
+            self.config.log_samples,
         )
+        if self.answers:
+            for answer in answers:
+                self.answers.write({"step": step, **answer})
         return accuracy
 
     def _after_step(

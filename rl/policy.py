@@ -1,6 +1,7 @@
 """Loading what RL builds on: a policy or reward model from a checkpoint, unsharded, and greedy evaluation of it."""
 
 from pathlib import Path
+from typing import Any
 
 from farside.configs.errors import UserError
 from farside.data.prepare import Prepared
@@ -29,10 +30,16 @@ def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> t
     return engine.replica(), checkpoint
 
 
-def held_out_accuracy(
-    runtime: Runtime, rollout: Rollout, task: Task, verifier: VerifierPool, prompts: int, max_new_tokens: int
-) -> tuple[float, float]:
-    """(verified accuracy, mean length in tokens) of greedy answers to held-out problems 0..prompts-1. Collective.
+def answer_held_out(
+    runtime: Runtime,
+    rollout: Rollout,
+    task: Task,
+    verifier: VerifierPool,
+    prompts: int,
+    max_new_tokens: int,
+    shown: int,
+) -> tuple[float, list[dict[str, Any]]]:
+    """Greedy answers to held-out problems 0..prompts-1: verified accuracy, and the first ``shown`` of them. Collective.
 
     A verifier error counts as not answered: it lowers the accuracy, never raises it.
     """
@@ -43,9 +50,18 @@ def held_out_accuracy(
     answers = rollout.generate(mine, 1, max_new_tokens, 0.0, seed=0) if mine else []
     verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
     right = sum(verdict.mark is Mark.correct for verdict in verdicts)
-    sums = comm.sum_floats(
-        [float(right), float(sum(len(answer.tokens) for answer in answers)), float(len(answers))],
-        runtime.mesh.world,
-        runtime.device,
-    )
-    return sums[0] / sums[2], sums[1] / sums[2]
+    sums = comm.sum_floats([float(right), float(len(answers))], runtime.mesh.world, runtime.device)
+    records = [
+        {
+            "problem": answer.prompt.index,
+            "question": answer.prompt.question,
+            "reference": answer.prompt.answer,
+            "text": answer.text,
+            "verdict": verdict.mark.value,
+            "length": len(answer.tokens),
+        }
+        for answer, verdict in zip(answers, verdicts)
+        if answer.prompt.index < shown
+    ]
+    gathered = [record for part in comm.gather_objects(records, runtime.mesh.world) for record in part]
+    return sums[0] / sums[1], sorted(gathered, key=lambda record: record["problem"])

@@ -8,9 +8,11 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
 from farside.configs.schema import Config
+from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
 from farside.rl.loop import RlLoop
 from farside.rl.policy import load_unsharded
+from farside.rl.replay import Replay
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import RewardModel
 from farside.rl.reward.train_reward import NORMALISATION
@@ -57,6 +59,13 @@ def load_reward_model(runtime: Runtime, data: Prepared) -> RewardModel | None:
 
 
 def check(config: Config) -> None:
+    """Raises UserError for settings of rl that cannot run."""
+    weights = (config.rl.verifier_weight, config.rl.reward_model_weight)
+    if min(weights) < 0 or not any(weights):
+        raise UserError(
+            f"rl.verifier_weight = {weights[0]}, rl.reward_model_weight = {weights[1]}; give none below 0 and one above"
+        )
+    replay_stage(config)
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     if config.rl.prompts_per_step % ranks:
         raise UserError(
@@ -77,8 +86,11 @@ def main(runtime: Runtime) -> None:
     progress = begin_rl(runtime, engine, store)
     rollout = NativeRollout(engine.replica(), data.tokenizer)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
-        reward = CombinedReward(verifier, load_reward_model(runtime, data), config.rl.reward_model_weight)
-        RlLoop(runtime, engine, rollout, make_task(config.sft.task), reward, store).run(progress)
+        reward = CombinedReward(
+            verifier, load_reward_model(runtime, data), config.rl.reward_model_weight, config.rl.verifier_weight
+        )
+        replay = Replay.of(runtime, data)
+        RlLoop(runtime, engine, rollout, make_task(config.sft.task), reward, replay, store).run(progress)
     write_summary(
         runtime,
         started,

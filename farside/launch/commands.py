@@ -9,7 +9,7 @@ from pathlib import Path
 from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
-from farside.configs.stages import pretrain_stages, sft_stages
+from farside.configs.stages import pretrain_stages, replay_stage, sft_stages
 from farside.launch.local import JobFailed, Launcher, launching
 from farside.train.metrics import is_held
 
@@ -20,7 +20,12 @@ WORKERS = {
     "rl": "farside.rl.train",
     "eval niah": "farside.train.eval.niah",
 }
-STAGES = {"train": (pretrain_stages,), "sft": (sft_stages,), "run": (pretrain_stages, sft_stages)}
+STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
+    "train": (pretrain_stages,),
+    "sft": (sft_stages,),
+    "rl": (replay_stage,),
+    "run": (pretrain_stages, sft_stages, replay_stage),
+}
 
 
 def dispatch(command: str, words: list[str]) -> int:

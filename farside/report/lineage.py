@@ -5,6 +5,8 @@ from typing import Any
 
 from farside.report.read import PHASES, Run, mapping
 
+_BRANCHES = ("reward", "rl")
+
 
 @dataclass(frozen=True)
 class Link:
@@ -22,8 +24,8 @@ class Link:
 def links_of(run: Run) -> list[Link]:
     """One link a phase that left a checkpoint, in order.
 
-    A phase must start from the hash of the phase before it. Policy training after a reward model may also
-    name the policy's own phase: the reward model is a branch beside the policy, no ancestor of its weights.
+    A phase must start from the hash of the phase before it. What follows a branch may also name the phase that the
+    branch left: a reward model, and RL where another RL follows, are no ancestors of the next one's weights.
     """
     links: list[Link] = []
     for phase in PHASES:
@@ -31,14 +33,21 @@ def links_of(run: Run) -> list[Link]:
         if not checkpoint:
             continue
         digest, parent = checkpoint.get("hash"), checkpoint.get("parent")
-        allowed = links[-1:]
-        if allowed and allowed[0].phase == "reward":
-            allowed = links[-2:]
-        source = next((link.phase for link in reversed(allowed) if parent and link.hash == parent), None)
+        source = next((link.phase for link in _may_start_from(links) if parent and link.hash == parent), None)
         # The first phase starts from nothing, or from a checkpoint of another run.
         intact = bool(digest) and (not links or source is not None)
         links.append(Link(phase, checkpoint.get("path"), checkpoint.get("step"), digest, parent, source, intact))
     return links
+
+
+def _may_start_from(links: list[Link]) -> list[Link]:
+    """The newest phase, and behind branches the phase that they left."""
+    allowed: list[Link] = []
+    for link in reversed(links):
+        allowed.append(link)
+        if link.phase not in _BRANCHES:
+            break
+    return allowed
 
 
 def break_in(links: list[Link]) -> str | None:

@@ -93,6 +93,7 @@ main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.75rem; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 0 0 8px; }
 h3 { font-size: 1rem; margin: 24px 0 8px; }
+h4 { font-size: .92rem; color: var(--soft); margin: 14px 0 6px; }
 p { margin: 0 0 12px; max-width: 78ch; }
 section, header { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 24px;
   margin: 0 0 20px; }

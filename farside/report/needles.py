@@ -3,8 +3,8 @@
 from farside.report import lineage, plots, prose
 from farside.report.markup import Markup, image, join, pill, quiet, section, table, tag
 from farside.report.numbers import NONE, duration, number, short_hash
-from farside.report.overview import green_of
 from farside.report.read import Row, Run, mapping
+from farside.report.story import green_of
 from farside.train.eval.heatmap import count_green, language_name
 
 MOST_GRIDS = 6

@@ -6,7 +6,7 @@ from farside.report import lineage, prose
 from farside.report.markup import Markup, join, pill, quiet, section, table, tag
 from farside.report.numbers import NONE, change, count, duration, is_number, number, percent, short_hash, size
 from farside.report.read import PHASES, Run, mapping, mean, numbers_of, stages_of
-from farside.train.eval.heatmap import count_green
+from farside.report.story import findings, green_of, held_out_change
 
 _NOT_YET = "not run yet"
 _KIND = {"finished": "good", "running": "plain", "stopped": "warn", "failed": "bad", _NOT_YET: "plain"}
@@ -16,6 +16,7 @@ _WHAT = {
     "eval": "needle grids: can it find facts in long texts?",
     "sft": "supervised warm start on written-out reasoning",
     "reward": "learns to tell good answers from bad ones",
+    "rl_reward_alone": "the same start, taught by the reward model alone",
     "rl": "learns to reason from verified rewards",
     "report": "writes this page",
 }
@@ -31,23 +32,6 @@ CONTENTS = {
     "lineage": "Lineage",
     "config": "Configuration",
 }
-
-
-def green_of(result: dict[str, Any]) -> tuple[int, int]:
-    """(green cells, all cells) of a needle grid over its languages."""
-    counts = [count_green(grid) for grid in result["grids"].values()]
-    return sum(green for green, _ in counts), sum(cells for _, cells in counts)
-
-
-def held_out_change(run: Run) -> tuple[str, str]:
-    """Held-out accuracy of greedy answers (before RL, after RL), as far as known."""
-    rl = run.summary("rl")
-    before = rl.get("held_out_accuracy_before", run.summary("sft").get("held_out_accuracy"))
-    after = rl.get("held_out_accuracy_after")
-    if not is_number(after):  # RL under way: the newest evaluation
-        evaluations = numbers_of(run.rows("rl"), "held_out_accuracy")
-        after = evaluations[-1] if evaluations else None
-    return percent(before), percent(after)
 
 
 def header(run: Run) -> Markup:
@@ -99,6 +83,9 @@ def summary(run: Run) -> Markup:
     parts: list[object] = [tag("p", prose.SUMMARY)]
     if cards:
         parts.append(tag("div", *cards, class_="cards"))
+    found = findings(run)
+    if found:
+        parts.append(tag("ul", *(tag("li", tag("b", word), f" {text}") for word, text in found)))
     parts.append(table(("phase", "key number", "time", "status"), _phase_rows(run), numeric=(2,)))
     return section("summary", CONTENTS["summary"], *parts)
 
@@ -185,6 +172,9 @@ def _key_number(run: Run, name: str) -> str:
         return f"pair accuracy {own}, format only {percent(run.summary(name).get('format_baseline_accuracy'))}"
     if name == "rl" and run.ran(name):
         return f"held-out accuracy {change(*held_out_change(run))}"
+    if name == "rl_reward_alone" and run.summary(name):
+        ends = (percent(run.summary(name).get(f"held_out_accuracy_{when}")) for when in ("before", "after"))
+        return f"held-out accuracy {change(*ends)}"
     return ""
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from farside.report import needles, overview, training
+from farside.report import needles, overview, reasoning, training
 from farside.report.markup import page
 from farside.report.read import read_run
 
@@ -23,8 +23,8 @@ def write_report(run_dir: Path) -> Path:
         needles.needles(run),
         training.warm_start(run),
         training.reward_model(run),
-        training.reinforcement(run),
-        training.samples(run),
+        reasoning.reinforcement(run),
+        reasoning.samples(run),
         overview.lineage_table(run),
         overview.configuration(run),
     )

@@ -79,20 +79,35 @@ def rl_curves(rows: list[Row], summary: Row) -> bytes:
     reward, accuracy, length, entropy = panels
     _curve(reward, rows, "reward", BLUE)
     _labels(reward, "mean reward", "")
-    _curve(accuracy, rows, "accuracy", BLUE, scale=100, label="sampled, training problems")
-    held_out = _held_out(rows, summary)
-    if held_out:
-        steps, values = zip(*held_out)
-        axes_values = [100 * v for v in values]
-        accuracy.plot(steps, axes_values, "o-", color=ORANGE, markersize=5, linewidth=1.4, label="greedy, held out")
-    _labels(accuracy, "verified correct, %", "", bottom=0, top=103)
-    if accuracy.get_legend_handles_labels()[0]:
-        accuracy.legend(fontsize=8, frameon=False, loc="lower right")
+    _accuracy(accuracy, rows, summary)
     _curve(length, rows, "length", BLUE)
     _labels(length, "response length, tokens", "RL step", bottom=0)
     _curve(entropy, rows, "entropy", BLUE)
     _labels(entropy, "entropy, nats per token", "RL step", bottom=0)
     return _png(figure)
+
+
+def alone(rows: list[Row], summary: Row) -> bytes:
+    """What the reward model believes beside what the program verifies, where the reward model alone teaches."""
+    figure, (score, accuracy) = _figure(1, 2, 9.6, 2.7)
+    _curve(score, rows, "reward_model", BLUE)
+    _labels(score, "reward model's score", "RL step")
+    _accuracy(accuracy, rows, summary)
+    accuracy.set_xlabel("RL step", fontsize=9.5, color=INK)
+    return _png(figure)
+
+
+def _accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
+    """Verified accuracy: sampled on training problems, greedy on held-out ones."""
+    _curve(axes, rows, "accuracy", BLUE, scale=100, label="sampled, training problems")
+    held_out = _held_out(rows, summary)
+    if held_out:
+        steps, values = zip(*held_out)
+        shares = [100 * v for v in values]
+        axes.plot(steps, shares, "o-", color=ORANGE, markersize=5, linewidth=1.4, label="greedy, held out")
+    _labels(axes, "verified correct, %", "", bottom=0, top=103)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
 def _held_out(rows: list[Row], summary: Row) -> list[tuple[int, float]]:

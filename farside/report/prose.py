@@ -37,6 +37,15 @@ RL = (
     "The model answers each problem several times. A program checks every answer; answers better than the "
     "others to the same problem are made more likely, worse ones less. No solution is ever shown."
 )
+ALONE = (
+    "Where no program can check an answer, a reward model must judge it. This run shows how far it can be trusted: "
+    "the reward was its score and nothing else. The program only counted, without a say, how many answers were "
+    "right; if the score rises and that count does not, the model has learnt to please its judge."
+)
+BEFORE_AFTER = (
+    "The first held-out problems, neither picked by outcome nor ever trained on; the model answers without chance."
+)
+SAMPLED = "The first completions logged at these steps, right or wrong."
 CURVES = (
     "Faint: every step. Strong: running mean. Held-out problems are never trained on. Reward adds the "
     "weighted score of the reward model to the verifier's 0 or 1."

@@ -14,7 +14,7 @@ from farside.configs.errors import UserError
 from farside.report.numbers import is_number
 from farside.train.eval.heatmap import check_result
 
-PHASES = ("pretrain", "sft", "reward", "rl")
+PHASES = ("pretrain", "sft", "reward", "rl", "rl_reward_alone")
 Row = dict[str, Any]
 
 
@@ -33,6 +33,8 @@ class Run:
     """Phase -> one object a step."""
     summaries: dict[str, Row]
     samples: list[Row]
+    answers: list[Row]
+    """Greedy answers of RL to the first held-out problems, one a problem and evaluation."""
     grids: list[Row]
     """Needle grids in the order of their key ``order``."""
     problems: list[str]
@@ -88,6 +90,7 @@ def read_run(run_dir: Path) -> Run:
         metrics={phase: rows for phase, rows in metrics.items() if rows},
         summaries={phase: summary for phase, summary in summaries.items() if summary},
         samples=reader.lines("rl/samples.jsonl") or reader.lines("samples.jsonl"),
+        answers=reader.lines("rl/held_out.jsonl") or reader.lines("held_out.jsonl"),
         grids=reader.grids(),
         problems=reader.problems,
     )

@@ -1,12 +1,11 @@
-"""The sections of the phases: pretraining, needle grids, warm start, reward model, reinforcement learning."""
+"""The sections of supervised phases: pretraining, warm start, reward model."""
 
 import itertools
-from typing import Any
 
 from farside.report import plots, prose
-from farside.report.markup import Markup, image, pill, quiet, section, table, tag
+from farside.report.markup import Markup, image, quiet, section, table, tag
 from farside.report.numbers import NONE, change, count, is_number, number, percent, size
-from farside.report.overview import CONTENTS, held_out_change, loss_change
+from farside.report.overview import CONTENTS, loss_change
 from farside.report.read import Row, Run, Stage, mapping, mean, median, numbers_of, stages_of
 from farside.train.eval.heatmap import language_name
 
@@ -120,79 +119,3 @@ def reward_model(run: Run) -> Markup:
         over = change(percent(mean(accuracy[:5])), percent(mean(accuracy[-20:])))
         trained += f": {len(rows):,} steps, loss {loss_change(rows)}, accuracy on training pairs {over}"
     return section("reward", CONTENTS["reward"], *parts, quiet(trained + "."))
-
-
-def reinforcement(run: Run) -> Markup:
-    title = "Reinforcement learning"
-    if not run.ran("rl"):
-        return section("rl", title, _NOT_YET)
-    rows, summary = run.rows("rl"), run.summary("rl")
-    before, after = held_out_change(run)
-    parts: list[object] = [tag("p", prose.RL)]
-    if after != NONE:
-        parts.append(tag("p", "Held-out problems solved, greedy answers: ", tag("b", change(before, after)), "."))
-    if rows:
-        parts.append(
-            image(
-                plots.rl_curves(rows, summary),
-                "reward, accuracy, response length and entropy over RL steps",
-                prose.CURVES,
-            )
-        )
-        parts.append(table(("", "first 5 steps", "last 5 steps", "highest"), _rl_rows(rows), numeric=(1, 2, 3)))
-    return section("rl", title, *parts)
-
-
-def _rl_rows(rows: list[Row]) -> list[tuple[Any, ...]]:
-    table_rows = []
-    for key, name, form in (
-        ("reward", "mean reward", number),
-        ("accuracy", "verified correct, sampled", percent),
-        ("reward_model", "reward model's score", number),
-        ("length", "response length, tokens", number),
-        ("kl", "KL to the policy that sampled", number),
-        ("clip_share", "tokens with a clipped ratio", percent),
-        ("error_share", "answers the verifier failed on", percent),
-    ):
-        values = numbers_of(rows, key)
-        if values:
-            table_rows.append((name, form(mean(values[:5])), form(mean(values[-5:])), form(max(values))))
-    return table_rows
-
-
-def samples(run: Run) -> Markup:
-    title = "Sampled completions: early, middle, late"
-    by_step: dict[Any, list[Row]] = {}
-    for sample in run.samples:
-        if is_number(sample.get("step")):
-            by_step.setdefault(sample["step"], []).append(sample)
-    if not by_step:
-        return section("samples", title, _NOT_YET)
-    steps = sorted(by_step)
-    chosen = dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]])
-    parts: list[object] = [
-        quiet("The first completions logged at these steps, right or wrong, exactly as the model wrote them.")
-    ]
-    for step in chosen:
-        parts.append(tag("h3", f"Step {number(step)}"))
-        parts.append(tag("div", *(_sample(sample) for sample in by_step[step][:4]), class_="samples"))
-    return section("samples", title, *parts)
-
-
-def _sample(sample: Row) -> Markup:
-    verdict = str(sample.get("verdict", NONE))
-    # An error is no wrong answer: the reward could not be computed.
-    kind = "good" if verdict == "correct" else "warn" if verdict == "error" else "bad"
-    facts = (
-        f"expected {sample.get('reference', NONE)}",
-        f"reward {number(sample.get('reward'))}",
-        f"reward model {number(sample.get('reward_model'))}",
-        f"{number(sample.get('length'))} tokens",
-    )
-    return tag(
-        "div",
-        tag("div", tag("b", sample.get("question", NONE)), " ", pill(verdict, kind)),
-        tag("pre", sample.get("text", "")),
-        tag("p", *(tag("span", fact) for fact in facts), class_="facts"),
-        class_="sample",
-    )

@@ -1,4 +1,4 @@
-"""The reward of a sample: the verifier's verdict plus the weighted reward model."""
+"""The reward of a sample: the weighted verdict of the verifier plus the weighted score of the reward model."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,16 @@ from farside.rl.types import Completion, Mark, Score
 
 
 class CombinedReward:
-    """1 for a correct answer, 0 for a wrong one, plus ``weight`` times the reward model's score in (0, 1).
+    """``verifier_weight`` for a correct answer, 0 for a wrong one, plus ``weight`` times the reward model's score in
+    (0, 1).
 
-    A verifier error makes the sample invalid: it is masked and counted, never scored 0.
+    A verifier error makes the sample invalid: it is masked and counted, never scored 0, whatever the weights.
     """
 
-    def __init__(self, verifier: VerifierPool, model: RewardModel | None, weight: float) -> None:
-        self.verifier, self.model, self.weight = verifier, model, weight
+    def __init__(
+        self, verifier: VerifierPool, model: RewardModel | None, weight: float, verifier_weight: float = 1.0
+    ) -> None:
+        self.verifier, self.model, self.weight, self.verifier_weight = verifier, model, weight, verifier_weight
         self.last_error = ""
 
     def score(self, completions: Sequence[Completion]) -> list[Score]:
@@ -24,6 +27,6 @@ class CombinedReward:
         for verdict, opinion in zip(verdicts, opinions):
             if verdict.mark is Mark.error:
                 self.last_error = verdict.detail
-            reward = float(verdict.mark is Mark.correct) + self.weight * (opinion or 0.0)
+            reward = self.verifier_weight * (verdict.mark is Mark.correct) + self.weight * (opinion or 0.0)
             scores.append(Score(reward, verdict.mark is not Mark.error, verdict, opinion))
         return scores

@@ -7,10 +7,6 @@ from farside.data.chat import END, END_THINK, THINK
 from farside.rl.tasks.dataset import DatasetTask
 from farside.rl.types import Prompt
 
-FULL_SHARE = 0.4
-COMPACT_SHARE = 0.3
-"""Shares of traces with every column spelled out and with column sums only; the rest has no scratch work."""
-
 
 class AdditionDataset:
     """Item i is a sum of two natural numbers of exactly ``digits`` digits (0-9 for one digit), unpadded.
@@ -58,8 +54,9 @@ class AdditionTask(DatasetTask):
 
     score_is_cheap = True
 
-    def __init__(self, dataset: AdditionDataset) -> None:
+    def __init__(self, dataset: AdditionDataset, full_share: float, compact_share: float) -> None:
         super().__init__("addition", dataset)
+        self.full_share, self.compact_share = full_share, compact_share
 
     def trace(self, prompt: Prompt, seed: int) -> str:
         """A worked answer: full, compact or without scratch work, drawn from ``seed`` and the question.
@@ -67,9 +64,9 @@ class AdditionTask(DatasetTask):
         >>> 37+48: full "7+8=15 3+4+1=8", compact "15 8", or nothing between the think marks.
         """
         share = random.Random(f"trace {seed} {prompt.question}").random()
-        if share < FULL_SHARE:
+        if share < self.full_share:
             scratch = " ".join(f"{terms}={total}" for terms, total in columns(prompt.question))
-        elif share < FULL_SHARE + COMPACT_SHARE:
+        elif share < self.full_share + self.compact_share:
             scratch = " ".join(str(total) for _, total in columns(prompt.question))
         else:
             scratch = ""

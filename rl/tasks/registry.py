@@ -27,7 +27,12 @@ def make_task(config: TaskConfig) -> DatasetTask:
     if config.name == "addition":
         if not 1 <= config.digits <= MAX_DIGITS:
             raise UserError(f"task.digits={config.digits}: choose 1 to {MAX_DIGITS}")
-        return AdditionTask(AdditionDataset(config.digits, config.seed, ADDITION_ITEMS))
+        shares = (config.full_share, config.compact_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise UserError(
+                f"task.full_share={shares[0]}, task.compact_share={shares[1]}: choose shares of at most 1 in all"
+            )
+        return AdditionTask(AdditionDataset(config.digits, config.seed, ADDITION_ITEMS), *shares)
     package, colon, family = config.name.partition(":")
     if package == "reasoning_gym" and colon:
         return _reasoning_gym(config.name, family, config.seed)

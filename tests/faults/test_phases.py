@@ -80,7 +80,13 @@ def assert_equal(run: Path, whole: Path) -> None:
         assert checkpoint_files(run / phase) == checkpoint_files(whole / phase), phase
         ours, theirs = (json.loads((root / phase / "summary.json").read_text()) for root in (run, whole))
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}, phase
-    for name in ("reward/pairs.jsonl", "reward/normalisation.json", "rl/samples.jsonl", "sft/traces.jsonl"):
+    for name in (
+        "reward/pairs.jsonl",
+        "reward/normalisation.json",
+        "rl/samples.jsonl",
+        "rl/held_out.jsonl",
+        "sft/traces.jsonl",
+    ):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     assert grids(run) == grids(whole)
     assert sorted(grids(run)) == ["after_rl", "base", "extended"]

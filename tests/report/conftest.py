@@ -102,6 +102,11 @@ def _rl(run: Path, noise: random.Random) -> None:
     samples[2] |= {"text": "<think>7+", "verdict": "error", "reward": None}
     _lines(run / "rl/metrics.jsonl", rows)
     _lines(run / "rl/samples.jsonl", samples)
+    _lines(run / "rl_reward_alone/metrics.jsonl", rows[:40])
+    answers = [("12+34=?", "46", 0, "<think></think>56<|end|>"), ("12+34=?", "46", 80, "<think>6 4</think>46<|end|>")]
+    records = [{"step": step, "question": q, "reference": a, "text": text} for q, a, step, text in answers]
+    verdicts = ({"verdict": "wrong"}, {"verdict": "correct"})
+    _lines(run / "rl/held_out.jsonl", [record | verdict for record, verdict in zip(records, verdicts)])
 
 
 def _summaries(run: Path) -> None:
@@ -111,10 +116,13 @@ def _summaries(run: Path) -> None:
         "sft": {"held_out_accuracy": 0.41, "held_out_prompts": 256, "validation_loss": {"en": 3.1}},
         "reward": {"held_out_accuracy": 0.93, "format_baseline_accuracy": 0.55}
         | {"train_pairs": 3000, "held_out_pairs": 700},
-        "rl": {"held_out_accuracy_before": 0.41, "held_out_accuracy_after": 0.9},
+        "rl": {"held_out_accuracy_before": 0.41, "held_out_accuracy_after": 0.9, "held_out_prompts": 256},
+        "rl_reward_alone": {"held_out_accuracy_before": 0.41, "held_out_accuracy_after": 0.77},
     }
-    for phase, seconds in (("pretrain", 301.2), ("sft", 62.0), ("reward", 88.0), ("rl", 251.4)):
+    times = {"pretrain": 301.2, "sft": 62.0, "reward": 88.0, "rl": 251.4, "rl_reward_alone": 100.0}
+    for phase, seconds in times.items():
         path = f"{phase}/checkpoints/step_00000080"
+        parent = digest("sft") if phase == "rl_reward_alone" else parent
         checkpoint = {"path": path, "step": 80, "hash": digest(phase), "parent": parent}
         _json(run / phase / "summary.json", facts[phase] | {"seconds": seconds, "checkpoint": checkpoint})
         parent = digest(phase)

@@ -84,10 +84,16 @@ def test_finished_run_tells_the_whole_story(run_dir: Path) -> None:
         "chain intact",
         "English 2.91, Chinese 3.42",
         "Step 41",
+        "trained on at most 128 tokens",
+        "(256 problems: differences below 6 points are noise)",
+        "it solved 77% instead of 41% of the problems",
+        "41% → 77%",
+        "<think></think>56<|end|>",
+        "<think>6 4</think>46<|end|>",
     ):
         assert expected in page.text, expected
     assert "not run yet" not in page.text.lower()
-    assert page.tags.count("img") == 6
+    assert page.tags.count("img") == 7
     assert "script" not in page.tags
 
 
@@ -154,7 +160,7 @@ def test_missing_file_is_no_failure(run_dir: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize("phase", ["pretrain", "sft", "reward", "rl"])
+@pytest.mark.parametrize("phase", ["pretrain", "sft", "reward", "rl", "rl_reward_alone"])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
 def test_half_a_phase_is_shown(run_dir: Path, phase: str, name: str) -> None:
     (run_dir / phase / name).unlink()
@@ -226,10 +232,10 @@ def test_one_phase_alone_keeps_its_metrics_at_the_top(run_dir: Path, tmp_path: P
 
 @pytest.mark.usefixtures("unrendered")
 def test_single_step_is_drawn(run_dir: Path) -> None:
-    for phase in ("pretrain", "sft", "reward", "rl"):
+    for phase in ("pretrain", "sft", "reward", "rl", "rl_reward_alone"):
         path = run_dir / phase / "metrics.jsonl"
         path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert page_of(run_dir).tags.count("img") == 6
+    assert page_of(run_dir).tags.count("img") == 7
 
 
 @pytest.mark.usefixtures("unrendered")

@@ -65,7 +65,7 @@ def test_prompt_rejects_unknown_split_and_negative_index() -> None:
 
 def test_a_dataset_without_held_out_items_says_so() -> None:
     dataset = AdditionDataset(1, 0, size=3)
-    task = AdditionTask(dataset)
+    task = AdditionTask(dataset, 0.4, 0.3)
     missing = "train" if is_held_out(dataset[0]["question"]) else "held_out"
     if len({is_held_out(dataset[i]["question"]) for i in range(3)}) == 2:
         pytest.fail("choose another seed: these three items cover both splits")
@@ -250,6 +250,7 @@ def test_real_reasoning_gym_or_one_line_that_says_how_to_get_it() -> None:
         (TaskConfig(name="reasoning_gym"), "known: addition"),
         (TaskConfig(digits=0), "choose 1 to 1000"),
         (TaskConfig(digits=10**6), "choose 1 to 1000"),
+        (TaskConfig(full_share=0.8, compact_share=0.3), "choose shares of at most 1 in all"),
     ],
 )
 def test_wrong_settings_name_the_fix_in_one_line(config: TaskConfig, hint: str) -> None:

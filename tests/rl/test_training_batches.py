@@ -9,7 +9,7 @@ from farside.configs.schema import Config, Dtype, TaskConfig
 from farside.data.tokenizer import Tokenizer
 from farside.parallel.mesh import ParallelDims
 from farside.rl.batches import policy_batches
-from farside.rl.loop import policy_loss
+from farside.rl.objective import rl_loss
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import RewardModel, bradley_terry_loss, normalisation
 from farside.rl.reward.pairs import Pair, PairFeed, load_pairs, make_pairs, pair_batch, save_pairs, shape_of
@@ -67,7 +67,7 @@ def test_gradient_does_not_depend_on_the_cut(tokenizer: Tokenizer, completions: 
     for micro_batch in (12, 5, 1):
         engine = make_engine(tokenizer)
         batches = policy_batches(completions, advantages, valid, micro_batch)
-        outputs = engine.forward_backward(batches, policy_loss(0.2, 0.2), 12.0)
+        outputs = engine.forward_backward(batches, rl_loss(0.2, 0.2, 0.0), 12.0)
         gradients.append(torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]))
         assert outputs.metrics["ratio"].item() == pytest.approx(1.0, abs=1e-5)
         assert outputs.metrics["entropy"] > 0
@@ -138,10 +138,13 @@ def test_reward_is_verdict_plus_weighted_opinion(tokenizer: Tokenizer) -> None:
     with VerifierPool(TaskConfig(), 5.0) as verifier:
         scores = CombinedReward(verifier, model, 0.25).score(answers)
         plain = CombinedReward(verifier, None, 0.25).score(answers)
+        alone = CombinedReward(verifier, model, 0.5, verifier_weight=0.0).score(answers)
     opinions = model.scores(answers)
     assert 0 < min(opinions) < 0.5 < max(opinions) < 1
     assert [score.reward for score in scores] == pytest.approx([1 + 0.25 * opinions[0], 0.25 * opinions[1]])
     assert [score.reward for score in plain] == [1.0, 0.0]
+    assert [score.reward for score in alone] == pytest.approx([0.5 * opinion for opinion in opinions])
+    assert [score.verdict.mark for score in alone] == [Mark.correct, Mark.wrong], "still measured"
 
 
 def test_a_verifier_error_masks_the_sample(tokenizer: Tokenizer) -> None:
@@ -149,10 +152,11 @@ def test_a_verifier_error_masks_the_sample(tokenizer: Tokenizer) -> None:
         def verify(self, items: list[tuple[Prompt, str]]) -> list[Verdict]:
             return [Verdict(Mark.error, "timeout after 5.0 s") for _ in items]
 
-    reward = CombinedReward(Broken(), None, 0.0)  # type: ignore[arg-type]
-    (score,) = reward.score([completion(PROMPTS[0], "<think></think>7<|end|>", tokenizer)])
-    assert not score.valid
-    assert reward.last_error == "timeout after 5.0 s"
+    for verifier_weight in (1.0, 0.0):
+        reward = CombinedReward(Broken(), None, 0.0, verifier_weight)  # type: ignore[arg-type]
+        (score,) = reward.score([completion(PROMPTS[0], "<think></think>7<|end|>", tokenizer)])
+        assert not score.valid
+        assert reward.last_error == "timeout after 5.0 s"
 
 
 def test_samples_depend_on_seed_step_and_problem_only(tokenizer: Tokenizer, completions: list[Completion]) -> None:

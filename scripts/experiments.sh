@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Long studies: scripts/experiments.sh NAME [Hydra overrides]. The same command again goes on where the last one ended;
+# the table lands in docs/NAME.md.
+#   demo_seeds    the demo with seeds 0, 1 and 2 (of data and of weights): are its numbers luck?
+set -euo pipefail
+scripts="$(dirname "${BASH_SOURCE[0]}")"
+cd "$scripts/.."
+name="${1:-}"
+case "$name" in
+  demo_seeds)
+    shift
+    ./scripts/setup.sh
+    runs=()
+    for seed in 0 1 2; do
+      .venv/bin/farside run experiment=demo run.name="demo-seed-$seed" train.seed="$seed" data.seed="$seed" "$@"
+      runs+=("runs/demo-seed-$seed")
+    done
+    .venv/bin/python scripts/demo_table.py "${runs[@]}" > docs/demo_seeds.md
+    cat docs/demo_seeds.md
+    ;;
+  *)
+    sed -n 's/^#   /  /p' "$0" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,35 @@
+"""RL with replay: killed between two checkpoints, it goes on as if nothing had been, bit for bit."""
+
+from pathlib import Path
+
+from tests.faults.driver import Job, checkpoint_files, farside, last_step, sequence
+
+RL = [
+    *("rl.steps=8", "checkpoint.every=3", "rl.prompts_per_step=2", "rl.samples_per_prompt=4", "rl.max_new_tokens=8"),
+    *("rl.reward_model_weight=0", "rl.eval_every=4", "rl.eval_prompts=4", "run.dir=run"),
+    *("rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"),
+]
+
+
+def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
+    # the policy knows no sums, so that every reward is 0 and what moves the weights is replay
+    command = ["rl", *words, *RL, f"train.init_from={max((reference / 'checkpoints').glob('step_*'))}"]
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    whole.mkdir()
+    hurt.mkdir()
+    done = farside(command, whole)
+    assert done.returncode == 0, done.stderr
+    losses = [record["replay_loss"] for record in sequence(whole / "run")]
+    assert len(set(losses)) == 8, "every step replays other samples"
+    assert losses[-1] < losses[0], "and learns from them"
+    with Job(command, hurt) as job:
+        job.until(lambda: last_step(hurt / "run") >= 5)
+        job.kill_tree()
+        assert job.gone()
+    assert last_step(hurt / "run") < 8
+    again = farside(command, hurt)
+    assert "resumed at step 3" in again.stdout or "resumed at step 6" in again.stdout, again.stderr
+    assert sequence(hurt / "run") == sequence(whole / "run")
+    assert checkpoint_files(hurt / "run") == checkpoint_files(whole / "run")
+    for name in ("samples.jsonl", "held_out.jsonl"):
+        assert (hurt / "run" / name).read_bytes() == (whole / "run" / name).read_bytes(), name
