@@ -4,8 +4,11 @@ Importing this module does not import hydra: workers that read a resolved file n
 """
 
 import difflib
+import hashlib
+import itertools
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +38,73 @@ def compose(overrides: list[str]) -> Config:
             return to_config(hydra_compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """directory: holds a run directory a point; points: their names in Hydra's order, None where only a sweeper
+    plugin knows them."""
+
+    directory: Path
+    points: list[str] | None
+
+
+def plan_sweep(words: list[str]) -> SweepPlan | None:
+    """What a command line with -m will do; None without -m, or if it only prints. Raises UserError as ``compose``."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    flags = get_args_parser().parse_args(words)
+    if not flags.multirun or any((flags.cfg, flags.help, flags.hydra_help, flags.info, flags.shell_completion)):
+        return None
+    register()
+    try:
+        given = _parse(flags.overrides)
+        fixed = [item.input_line for item in given if not item.is_sweep_override()]
+        if flags.config_dir:
+            fixed.append(f"hydra.searchpath=[file://{Path(flags.config_dir).resolve()}]")
+        with initialize_config_module("farside.configs", version_base="1.3"):
+            sweep = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep
+        return SweepPlan(Path(sweep.dir) / sweep.subdir, _points(given))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def _points(given: list[Any]) -> list[str] | None:
+    """Names of the points of Hydra's own sweeper: the product of all choices and ranges."""
+    axes: dict[str, list[str]] = {}
+    for item in given:
+        if item.key_or_group == "hydra/sweeper":
+            return None
+        if item.is_sweep_override():
+            if not item.is_discrete_sweep() or "glob(" in item.input_line:
+                return None
+            axes[item.get_key_element()] = [f"{item.get_key_element()}={v}" for v in item.sweep_string_iterator()]
+    return [point_name(list(words)) for words in itertools.product(*axes.values())]
+
+
+def point_words(task: list[str], words: list[str]) -> list[str]:
+    """The overrides in which a point differs from the others of its sweep. task: all of the point's own; words: the
+    command line."""
+    from hydra._internal.utils import get_args_parser
+
+    given = _parse(get_args_parser().parse_args(words).overrides)
+    fixed = {item.key_or_group for item in given if not item.is_sweep_override()}
+    return [word for word in task if word.partition("=")[0].lstrip("+~") not in fixed]
+
+
+def point_name(words: list[str]) -> str:
+    """A folder's name such as optim.lr=0.001; long ones are cut and told apart by a hash."""
+    name = ",".join(words).replace("/", "_")
+    return name if len(name) <= 120 else f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _parse(overrides: list[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(overrides)
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -72,6 +142,18 @@ def flat(config: Config) -> dict[str, Any]:
 
     walk(json.loads(to_json(config)), "")
     return found
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) wherever two configurations would compute something else; a value that one lacks
+    is None there."""
+    free = ("logging.", "launch.", "run.")
+    before, after = flat(old), flat(new)
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(free)
+    ]
 
 
 def from_yaml(text: str) -> Config:

@@ -441,3 +441,17 @@ class Config:
     rl: RlConfig = field(default_factory=RlConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+@dataclass
+class ChatConfig:
+    """``farside chat``: keys of its own, since it changes no run."""
+
+    temperature: float = 0.0
+    """0 decodes greedily; above, tokens are sampled."""
+    max_new_tokens: int = 256
+    """Tokens of an answer at most."""
+    seed: int = 0
+    """Of sampled answers."""
+    plain: bool = False
+    """Continue the text even where the checkpoint knows the chat format; --plain says the same."""

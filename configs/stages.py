@@ -80,7 +80,7 @@ def sft_stages(config: Config) -> list[Stage]:
 
 
 def replay_stage(config: Config) -> Stage | None:
-    """What RL replays beside its own samples, or None. It keeps the last pretraining stage's RoPE base."""
+    """What RL replays beside its own samples, or None. It keeps the last pretraining stage's RoPE."""
     replay = config.rl.replay
     if replay.samples == 0:
         return None
@@ -95,7 +95,7 @@ def replay_stage(config: Config) -> Stage | None:
         seq_len=replay.seq_len,
         lr=config.rl.lr,
         mixture=replay.mixture,
-        rope_theta=pretrain_stages(config)[-1].rope_theta,
+        rope=pretrain_stages(config)[-1].rope,
         global_batch_size=replay.samples,
         micro_batch_size=replay.micro_batch_size,
     )

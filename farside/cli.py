@@ -12,7 +12,8 @@ COMMANDS = {
     "rl": "reinforcement learning (GRPO) with verifier and reward model",
     "eval niah": "needle-in-a-haystack grid of a checkpoint",
     "data prepare": "text to token files",
-    "report": "report.html of a run directory:  farside report RUN_DIR",
+    "chat": "questions to a checkpoint:  farside chat RUN_DIR_OR_CHECKPOINT",
+    "report": "report.html of a run, comparison.html of several:  farside report RUN_DIR...",
     "status": "what a run is doing:  farside status RUN_DIR",
     "stop": "ask a run to save and end:  farside stop RUN_DIR",
     "doctor": "versions, processes, disk: what a bug report needs",
@@ -30,6 +31,7 @@ examples:
   farside train experiment=tiny train.steps=40
   farside train -m experiment=tiny optim.lr=1e-3,3e-3
   farside train --cfg job                print every key and its value
+  source <(farside --completion bash)    complete commands and keys (also zsh, fish)
 """
 
 
@@ -40,6 +42,16 @@ def main() -> None:
         return
     if words[0] in ("-V", "--version"):
         print(importlib.import_module("farside").__version__)
+        return
+    if words[0] == "--complete":  # asked by the shell at every key press
+        for word in importlib.import_module("farside.completion").complete(words[1], COMMANDS):
+            print(word)
+        return
+    if words[0] == "--completion":
+        scripts = importlib.import_module("farside.completion").SCRIPTS
+        if len(words) != 2 or words[1] not in scripts:
+            fail(f"farside --completion: name a shell: {', '.join(scripts)}")
+        print(scripts[words[1]], end="")
         return
     command, rest = words[0], words[1:]
     if command in ("eval", "data"):

@@ -150,16 +150,10 @@ def _spent(directory: Path) -> float:
 def _hold_to_configuration(config: Config, directory: Path) -> None:
     """A run directory belongs to one configuration: a phase that is done must not be described by another."""
     path = directory / "config.yaml"
-    if path.is_file():
-        free = ("logging.", "launch.", "run.")
-        old, new = (compose.flat(item) for item in (compose.load(path), config))
-        changed = [
-            key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(free)
-        ]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{directory}: made with another configuration ({key} = {old.get(key)} there, {new.get(key)} here"
-                f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); use another run.name or run.dir"
-            )
+    if path.is_file() and (changed := compose.differences(compose.load(path), config)):
+        key, old, new = changed[0]
+        raise UserError(
+            f"{directory}: made with another configuration ({key} = {old} there, {new} here"
+            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); use another run.name or run.dir"
+        )
     path.write_text(compose.to_yaml(config))

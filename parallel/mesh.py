@@ -22,7 +22,7 @@ class ParallelDims:
 
     pp: pipeline stages. dp_replicate: replicas of the model, gradients summed between them. dp_shard: ranks that
     share one replica's parameters (FSDP2). cp: ranks that share one sequence's attention. tp: ranks that share each
-    matrix and, between the blocks, the sequence. ulysses: how many of the cp ranks divide the heads; cp / ulysses form a
+    matrix and, between the blocks, the sequence. ulysses: how many of the cp ranks divide the heads; the rest are a
     ring.
     """
 

@@ -1,11 +1,42 @@
-"""What rank 0 shows: one line a step, and on a terminal a progress bar below the lines."""
+"""What a terminal shows: lines folded at words to its width; one line a step, and a progress bar below them."""
 
+import shutil
 import sys
+import textwrap
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+GLUE = "\u00a0"
+"""A space at which textwrap does not cut."""
+
+
+def fold(text: str, indent: int = 0) -> str:
+    """``text`` cut at words to the terminal's width, further lines indented; whole where stdout is no terminal: a
+    file's reader wants one line. Fields that two spaces part are kept whole ("lr 3e-4")."""
+    if not sys.stdout.isatty():
+        return text
+    fields = [field.replace(" ", GLUE) for field in text.split("  ")] if "  " in text else [text]
+    lines = textwrap.wrap(
+        "  ".join(fields),
+        max(20, shutil.get_terminal_size().columns),
+        subsequent_indent=" " * indent,
+        break_long_words=False,  # the terminal cuts a long path; copied, it is whole
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines).replace(GLUE, " ")
+
+
+def say(text: str, indent: int = 0) -> None:
+    """Prints one folded line at once."""
+    print(fold(text, indent), flush=True)
+
+
+def console() -> Console:
+    """rich on stdout; without a terminal nothing is cut."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 class StepPrinter:
@@ -26,15 +57,15 @@ class StepPrinter:
             self.task = self.progress.add_task(title, total=steps)
             self.progress.start()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, indent: int = 2) -> None:
         if not self.silent:
-            self.console.print(text, markup=False)
+            self.console.print(fold(text, indent), markup=False)
 
     def step(self, record: dict[str, Any]) -> None:
         if self.progress is not None:
             self.progress.update(self.task, completed=record["step"])
         if record["step"] % self.every == 0 or record["step"] == self.steps:
-            self.say(format_step(self.title, record, self.steps))
+            self.say(format_step(self.title, record, self.steps), indent=len(self.title) + 1)
 
     def close(self) -> None:
         if self.progress is not None:

@@ -1,17 +1,18 @@
 """Commands to work: Hydra composes once, then workers start. Light: neither torch nor the phases are imported here."""
 
-import json
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from farside.configs import compose
+from farside.configs.compose import SweepPlan
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.configs.stages import pretrain_stages, replay_stage, sft_stages
-from farside.launch.local import JobFailed, Launcher, launching
-from farside.train.metrics import is_held
+from farside.launch.local import JobFailed, Launcher, launching, read_status
 
 WORKERS = {
     "train": "farside.train.pretrain",
@@ -28,93 +29,139 @@ STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. code: the exit code; cause: one line if it failed; status: as in status.json; stopped: it was
+    asked to stop, so nothing must follow."""
+
+    code: int
+    cause: str | None = None
+    status: str = "failed"
+    stopped: bool = False
+
+
 def dispatch(command: str, words: list[str]) -> int:
     """Runs one command; returns the exit code. Raises UserError for wrong input."""
     if command in ("report", "status", "stop"):
-        return _with_directory(command, words)
+        from farside.launch import directories
+
+        return directories.run(command, words)
+    if command == "chat":
+        from farside.chat import chat
+
+        return chat(words)
     if command == "doctor":
         from farside.doctor import examine
 
         return examine()
-    codes = run_hydra(command, words, lambda config: start(command, config, words))
-    return max(codes, default=0)
+    plan = compose.plan_sweep(words) if "-m" in words or "--multirun" in words else None
+    if plan is None:
+        outcomes = run_hydra(command, words, lambda config: start(command, config, words))
+        return max((outcome.code for outcome in outcomes), default=0)
+    return sweep(command, plan, words)
 
 
-def run_hydra(command: str, overrides: list[str], task: Callable[[Config], int]) -> list[int]:
-    """The exit code of every point of a sweep, or of the one job. Wrong input of a point does not end the others.
+def sweep(command: str, plan: SweepPlan, words: list[str]) -> int:
+    """Runs every point that is not finished, whatever becomes of the others, and sums up; returns the exit code."""
+    if command == "data prepare":
+        outcomes = run_hydra(command, words, lambda config: start(command, config, words))
+        return max((outcome.code for outcome in outcomes), default=0)
+    from farside.launch import sweep as sweeps
+
+    sweeps.begin(plan, command, words)
+    with contextlib.suppress(KeyboardInterrupt):  # a stopped point stops the sweep; it has saved
+        run_hydra(command, words, lambda config: start(command, config, words), plan)
+    return sweeps.finish(plan.directory)
+
+
+def run_hydra(
+    command: str, words: list[str], task: Callable[[Config], Outcome], plan: SweepPlan | None = None
+) -> list[Outcome]:
+    """The outcome of the one job, or of every point of a sweep that ran in this process.
 
     Composes with Hydra's own command line, so that -m, --cfg and launcher plugins work as its users know them.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    codes: list[int] = []
+    outcomes: list[Outcome] = []
 
     def job(composed: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
         try:
             config = compose.to_config(composed)
-            if hydra_config.mode is RunMode.MULTIRUN:  # every point gets a run directory of its own
-                name = _point(hydra_config.overrides.task, overrides) or str(hydra_config.job.num)
-                config.run.dir = str(Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir / name)
-            codes.append(task(config))
+            if plan is None:
+                outcomes.append(task(config))
+            else:
+                own = compose.point_words(list(HydraConfig.get().overrides.task), words)
+                outcomes.append(_point(config, plan, compose.point_name(own), task))
         except (UserError, OmegaConfBaseException) as error:  # said here: Hydra would print a page before it
             text = str(error) if isinstance(error, UserError) else compose.explain(error)
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
-            codes.append(2)
+            outcomes.append(Outcome(2, text))
 
     compose.register()
-    sys.argv = [f"farside {command}", *overrides]
+    sys.argv = [f"farside {command}", *words]
     try:
         hydra.main(version_base="1.3", config_path="pkg://farside.configs", config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error)) from error
-    return codes
+    return outcomes
 
 
-def _point(task: list[str], overrides: list[str]) -> str:
-    """A folder's name from the overrides in which the points of a sweep differ, such as optim.lr=0.001."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _point(config: Config, plan: SweepPlan, name: str, task: Callable[[Config], Outcome]) -> Outcome:
+    """One point of a sweep in a run directory of its own. Raises KeyboardInterrupt if it was asked to stop."""
+    from farside.launch.sweep import Recorder, is_finished
+    from farside.train.console import say
 
-    given = OverridesParser.create().parse_overrides([word for word in overrides if not word.startswith("-")])
-    fixed = {item.key_or_group for item in given if not item.is_sweep_override()}
-    point = [word for word in task if word.partition("=")[0].lstrip("+~") not in fixed]
-    return ",".join(point).replace("/", "_")[:200]
+    directory = plan.directory / name
+    config.run.dir = str(directory)
+    number = f"{plan.points.index(name) + 1} of {len(plan.points)}: " if plan.points and name in plan.points else ""
+    if is_finished(config, directory):
+        say(f"── point {number}{name}: finished already ──", indent=3)
+        return Outcome(0, status="finished")
+    say(f"── point {number}{name} ──", indent=3)
+    recorder = Recorder(directory, name)
+    outcome = task(config)
+    recorder.write(outcome.status, outcome.code, outcome.cause)
+    if outcome.stopped:
+        raise KeyboardInterrupt
+    return outcome
 
 
-def start(command: str, config: Config, words: list[str]) -> int:
-    if command == "data prepare":
-        from farside.data.prepare import prepare
-
-        print(prepare(config.data, print))
-        return 0
-    for stages in STAGES.get(command, ()):
-        stages(config)  # wrong ones are named before workers start
-    directory = Path(config.run.dir)
-    line = " ".join(["farside", command, *words])
+def start(command: str, config: Config, words: list[str]) -> Outcome:
+    """Runs the job; whatever goes wrong is said in one line."""
     try:
-        with launching(directory, line) as launcher:
-            if command == "run":
-                from farside.run import run
+        if command == "data prepare":
+            from farside.data.prepare import prepare
 
-                code = run(config, launcher)
-            else:
-                code = _one_phase(command, config, launcher)
+            print(prepare(config.data, print))
+            return Outcome(0, status="finished")
+        for stages in STAGES.get(command, ()):
+            stages(config)  # wrong ones are named before workers start
+        with launching(Path(config.run.dir), " ".join(["farside", command, *words])) as launcher:
+            return _work(command, config, launcher)
     except JobFailed as failed:
-        print(f"error: {failed}", file=sys.stderr)
-        return failed.code
-    except UserError:
-        raise
+        outcome = Outcome(failed.code, str(failed))
+    except UserError as error:
+        outcome = Outcome(2, " ".join(str(error).split()))
     except Exception as error:
-        print(f"error: {directory}: {_cause(error)}{_keep_traceback(directory)}", file=sys.stderr)
-        return 1
-    if launcher.signals:
-        sys.exit(code)  # a stopped point of a sweep stops the sweep
-    return code
+        directory = Path(config.run.dir)
+        outcome = Outcome(1, f"{directory}: {_cause(error)}{_keep_traceback(directory)}")
+    print(f"error: {outcome.cause}", file=sys.stderr)
+    return outcome
+
+
+def _work(command: str, config: Config, launcher: Launcher) -> Outcome:
+    if command == "run":
+        from farside.run import run
+
+        run(config, launcher)
+    else:
+        _one_phase(command, config, launcher)
+    return Outcome(0, status=str(read_status(launcher.directory)["status"]), stopped=launcher.stopping)
 
 
 def _cause(error: Exception) -> str:
@@ -133,34 +180,10 @@ def _keep_traceback(directory: Path) -> str:
     return f" (see {path})"
 
 
-def _one_phase(command: str, config: Config, launcher: Launcher) -> int:
+def _one_phase(command: str, config: Config, launcher: Launcher) -> None:
     if command == "sft":
         from farside.rl.tasks.traces import write_traces
 
         write_traces(config.sft, launcher.directory)
     outcome = launcher.run_workers(WORKERS[command], config, launcher.directory)
     print(f"{outcome}: {launcher.directory}")
-    return 0
-
-
-def _with_directory(command: str, words: list[str]) -> int:
-    if len(words) != 1 or not Path(words[0]).is_dir():
-        raise UserError(f"farside {command}: name one run directory, such as runs/demo")
-    directory = Path(words[0])
-    if command == "report":
-        from farside.report.page import write_report
-
-        print(write_report(directory))
-    elif command == "status":
-        path = directory / "status.json"
-        if not path.is_file():
-            raise UserError(f"{directory}: not a run directory (no status.json)")
-        status = json.loads(path.read_text())
-        if status["status"] == "running" and not (is_held(directory) or is_held(directory.parent)):
-            status["status"] = "killed (no process holds the directory; the same command resumes)"
-        for key, value in status.items():
-            print(f"{key:<8} {value}")
-    else:
-        (directory / "stop").touch()
-        print(f"{directory}: asked to stop; it saves at the next step's end")
-    return 0

@@ -24,7 +24,7 @@ def needles(run: Run) -> Markup:
     parts: list[object] = [
         tag("p", prose.NEEDLES.format(needles=asked)),
         tag("p", tag("b", _story(grids))),
-        image(plots.grids(grids), "needle grids: " + "; ".join(_title(result) for result in grids)),
+        image(plots.grids(grids), "needle grids: " + "; ".join(title_of(result) for result in grids)),
         _grid_table(run, grids),
     ]
     if len(grids) < len(run.grids):
@@ -33,12 +33,12 @@ def needles(run: Run) -> Markup:
     return section("needles", title, *parts)
 
 
-def _title(result: Row) -> str:
+def title_of(result: Row) -> str:
     return str(result.get("title", result["name"]))
 
 
 def _story(grids: list[Row]) -> str:
-    counts = [(_title(result), *green_of(result)) for result in grids]
+    counts = [(title_of(result), *green_of(result)) for result in grids]
     return "Green cells: " + ", ".join(f"{g:,} of {cells:,} {title}" for title, g, cells in counts) + "."
 
 
@@ -56,7 +56,7 @@ def _grid_table(run: Run, grids: list[Row]) -> Markup:
             greens.append("{:,} of {:,}".format(*count_green(grid)) if grid else NONE)
         rows.append(
             (
-                _title(result),
+                title_of(result),
                 number(result.get("trained_length")),
                 *greens,
                 duration(result.get("seconds")),
@@ -100,7 +100,7 @@ def _examples(grids: list[Row]) -> list[object]:
                 *(_answer(answers[i]) if i in answers else NONE for i in range(len(grids))),
             )
         )
-    columns = ("question", "where it was hidden", "expected", *(_title(result) for result in grids))
+    columns = ("question", "where it was hidden", "expected", *(title_of(result) for result in grids))
     return [
         tag("h3", "Some questions and answers"),
         quiet(f"{len(shown)} of {len(asked)} stored questions, spread evenly, not picked by outcome."),

@@ -9,7 +9,7 @@ from farside.report.read import PHASES, Run, mapping, mean, numbers_of, stages_o
 from farside.report.story import findings, green_of, held_out_change
 
 _NOT_YET = "not run yet"
-_KIND = {"finished": "good", "running": "plain", "stopped": "warn", "failed": "bad", _NOT_YET: "plain"}
+KINDS = {"finished": "good", "running": "plain", "stopped": "warn", "failed": "bad", _NOT_YET: "plain"}
 _WHAT = {
     "prepare": "trains the tokenizer, cuts the text into splits",
     "pretrain": "learns language and retrieval, short texts first",
@@ -36,10 +36,10 @@ CONTENTS = {
 
 def header(run: Run) -> Markup:
     status = str(run.status.get("status", "status unknown"))
-    facts: list[object] = [pill(status, _KIND.get(status, "plain"))]
+    facts: list[object] = [pill(status, KINDS.get(status, "plain"))]
     if status != "finished" and "phase" in run.status:
         facts.append(f"in phase {run.status['phase']}, step {number(run.status.get('step'))}")
-    seconds = _total_seconds(run)
+    seconds = total_seconds(run)
     if seconds is not None:
         facts.append(f"total time {duration(seconds)}")
     facts += _machine_facts(run.machine)
@@ -58,7 +58,7 @@ def header(run: Run) -> Markup:
     return tag("header", *parts)
 
 
-def _total_seconds(run: Run) -> Any:
+def total_seconds(run: Run) -> Any:
     if is_number(run.status.get("seconds")):
         return run.status["seconds"]
     known = [seconds for seconds in map(run.seconds, PHASES) if seconds is not None]
@@ -112,7 +112,7 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
                 + percent(reward.get("format_baseline_accuracy")),
             )
         )
-    seconds = _total_seconds(run)
+    seconds = total_seconds(run)
     if seconds is not None:
         cards.append((duration(seconds), "in all" if run.status.get("status") == "finished" else "so far"))
     return cards
@@ -137,7 +137,7 @@ def _phase_rows(run: Run) -> list[tuple[object, ...]]:
     for name in [*named, *(phase for phase in PHASES if phase not in named)]:
         entry = next((e for e in run.phases if e.get("name") == name), {})
         status = str(entry.get("status", _phase_status(run, name)))
-        kind = _KIND.get(status, "plain")
+        kind = KINDS.get(status, "plain")
         label: object = pill(status, kind) if status != _NOT_YET else tag("span", status, class_="quiet")
         family = next((known for known in _WHAT if name.startswith(known)), None)
         title = tag("div", tag("b", name), tag("div", _WHAT[family] if family else "", class_="soft"))

@@ -120,6 +120,72 @@ def _held_out(rows: list[Row], summary: Row) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
+def overlay(curves: list[tuple[str, list[Row]]], panels: list[tuple[str, str, float]]) -> bytes:
+    """Several runs in the same panels, one under the other. curves: (label, rows); panels: (key, what it is, scale)."""
+    figure, drawn = _figure(len(panels), 1, 9.6, 3.4 * len(panels))
+    for axes, (key, title, scale) in zip(drawn, panels):
+        for (label, rows), color in zip(curves, colors(len(curves))):
+            known = [row for row in rows if is_number(row.get("step")) and is_number(row.get(key))]
+            steps, values = [row["step"] for row in known], [scale * row[key] for row in known]
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.9)
+            smooth = _running_mean(values, max(1, len(values) // 40))
+            marker = "o" if len(steps) == 1 else ""
+            axes.plot(steps, smooth, color=color, linewidth=1.8, marker=marker, label=shown(label))
+        _labels(axes, title, "training step")
+    _legend(drawn[0], len(curves))
+    return _png(figure)
+
+
+def sweep(curves: list[tuple[str, list[Row]]], key: str, values: list[tuple[str, Any, bool]], name: str) -> bytes:
+    """A sweep: every point's curve of ``key``, and beside it what each came to. values: (point, number or None, whether
+    it is the best), in the curves' order."""
+    figure, (axes, result) = _figure(1, 2, 11.5, max(3.6, 1.2 + 0.3 * len(values)))
+    palette = colors(len(curves))
+    for (label, rows), color in zip(curves, palette):
+        known = [row for row in rows if is_number(row.get("step")) and is_number(row.get(key))]
+        steps, heights = [row["step"] for row in known], [row[key] for row in known]
+        smooth = _running_mean(heights, max(1, len(heights) // 40))
+        axes.plot(steps, smooth, color=color, linewidth=1.8, label=shown(label), marker="o" if len(steps) == 1 else "")
+    _labels(axes, key, "training step")
+    _legend(axes, len(curves))
+    for place, ((_, value, best), color) in enumerate(zip(values, palette)):
+        if is_number(value):
+            result.plot([value], [place], "o", color=color, markersize=9 if best else 6)
+            text = f"  {number(value)}{' (best)' if best else ''}"
+            result.text(value, place, text, va="center", fontsize=9, color=INK, fontweight="bold" if best else None)
+        else:
+            result.text(
+                0.02, place, "none", transform=result.get_yaxis_transform(), va="center", fontsize=9, color=SOFT
+            )
+    result.set_yticks(range(len(values)), labels=[shown(label) for label, _, _ in values])
+    result.set_ylim(len(values) - 0.5, -0.5)
+    result.margins(x=0.35)
+    _labels(result, "", name)
+    result.set_ylim(len(values) - 0.5, -0.5)
+    return _png(figure)
+
+
+def colors(count: int) -> list[Any]:
+    """As many colours that can be told apart; from a ramp where there are too many for that."""
+    from matplotlib import colormaps
+
+    few = [BLUE, ORANGE, GREEN, "#a03a8c", "#8a6d3b", "#3fa7a3", "#c0392b", "#5d6875"]
+    if count <= len(few):
+        return few[:count]
+    return [colormaps["viridis"](0.95 * place / (count - 1)) for place in range(count)]
+
+
+def shown(label: str) -> str:
+    """A run's or point's name as a figure can hold it; matplotlib hides labels that begin with an underscore."""
+    text = ascii_only(label)
+    text = text if len(text) <= 40 else text[:38] + ".."
+    return text.replace("$", "\\$").lstrip("_") or "?"
+
+
+def _legend(axes: Axes, count: int) -> None:
+    axes.legend(fontsize=8.5 if count <= 12 else 6.5, frameon=False, loc="upper right")
+
+
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A light figure of ``width`` x ``height`` inches and its panels in reading order."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -139,7 +139,7 @@ def _phase_of(status: Row, rows: list[Row]) -> str:
         return str(status["phase"])
     if "reward" in rows[0]:
         return "rl"
-    return "sft" if rows[0].get("stage") == "sft" else "pretrain"
+    return str(rows[0]["stage"]) if rows[0].get("stage") in PHASES else "pretrain"
 
 
 class _Reader:

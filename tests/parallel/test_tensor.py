@@ -42,7 +42,7 @@ def loss_of(tensors: TensorParallel, weight: dict[str, Tensor]) -> Tensor:
     x = tensors.embed(tokens, weight["model.embed_tokens.weight"])
     wide = F.silu(tensors.enter(x * weight["norm.weight"]) @ weight["x.up_proj.weight"].T)
     x = x + tensors.leave(wide @ weight["x.down_proj.weight"].T)
-    values = tensors.unshard((x @ weight["score.weight"].T))
+    values = tensors.unshard(x @ weight["score.weight"].T)
     logits = tensors.enter(x).flatten(0, 1) @ weight["lm_head.weight"].T
     logprobs, entropy = tensors.label_scores(logits, labels, vocab_size=VOCAB, entropy=True)
     assert entropy is not None

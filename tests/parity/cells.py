@@ -11,8 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farside.configs.schema import Config, ContextConfig, ContextKind, ContextLayout, Dtype, OptimConfig, OptimKind
-from farside.configs.schema import ModelConfig, ParallelConfig
+from farside.configs.schema import (
+    Config,
+    ContextConfig,
+    ContextKind,
+    ContextLayout,
+    Dtype,
+    ModelConfig,
+    OptimConfig,
+    OptimKind,
+    ParallelConfig,
+)
 from farside.configs.stages import check_layout
 from farside.data.batch import Batch
 from farside.parallel.mesh import ParallelDims

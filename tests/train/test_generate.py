@@ -7,7 +7,7 @@ import torch
 
 from farside.configs.schema import ModelConfig
 from farside.train.inference.cache import KVCache
-from farside.train.inference.generate import _choose, generate
+from farside.train.inference.generate import _choose, generate, stream
 from farside.train.model.transformer import Transformer
 from tests.train.models import SMALL, logits_of, random_model
 
@@ -159,3 +159,18 @@ def test_impossible_tokens_are_never_drawn() -> None:
     tokens, logprobs = _choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), 1.0)
     assert tokens.tolist() == [1, 3, 3]
     assert logprobs.exp().tolist() == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_stream_gives_what_generate_gives(config: ModelConfig) -> None:
+    model = random_model(config)
+    for prompt in PROMPTS:
+        with torch.no_grad():
+            greedy = generate(model, [prompt], 12, NEVER)[0].tokens
+            stop = greedy[5]
+            uniforms = torch.rand(12, generator=torch.Generator().manual_seed(3))
+            sampled = generate(model, [prompt], 12, NEVER, uniforms[None, None], 0.7)[0].tokens
+        assert list(stream(model, prompt, 12, NEVER)) == greedy
+        assert list(stream(model, prompt, 12, stop)) == greedy[: greedy.index(stop)]
+        assert list(stream(model, prompt, 12, NEVER, torch.Generator().manual_seed(3), 0.7)) == sampled
+    assert not torch.is_inference_mode_enabled()

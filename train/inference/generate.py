@@ -4,7 +4,7 @@ Left out: paging and continuous batching. Finished rows leave the batch, prompts
 their samples. Shapes: P prompts, B rows, E model dim, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,34 @@ def generate(
         )
         for row, count in enumerate(counts.tolist())
     ]
+
+
+def stream(
+    model: Transformer,
+    prompt: list[int],
+    max_new_tokens: int,
+    stop_token: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+) -> Iterator[int]:
+    """The tokens that ``generate`` gives for one prompt, as they come; without the stop token.
+
+    generator: None decodes greedily; otherwise the source of one uniform number a token, on the CPU.
+    """
+    with torch.inference_mode():
+        cache, x_1E = _prefill(model, [prompt], max_new_tokens)
+    for position in range(max_new_tokens):
+        with torch.inference_mode():  # entered anew: a generator must not leave it on for its caller
+            noise = None if generator is None else torch.rand(1, generator=generator).to(x_1E.device)
+            token_1, _ = _choose(model.logits(x_1E), noise, temperature)
+        token = int(token_1)
+        if token == stop_token:
+            return
+        yield token
+        if position + 1 < max_new_tokens:
+            with torch.inference_mode():
+                x_1E = model.hidden(token_1[:, None], cache.lengths_B[:, None], cache.decode)[:, 0]
+                cache.lengths_B += 1
 
 
 def _prefill(model: Transformer, prompts: Sequence[list[int]], room: int) -> tuple[KVCache, Tensor]:
