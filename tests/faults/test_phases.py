@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.driver import Job, checkpoint_files, farside, last_step, sequence, status
 
-PHASES = ("pretrain", "sft", "reward", "rl", "eval")
+PHASES = ("pretrain", "sft", "reward", "rl", "rl_reward_alone", "eval")
 Moment = Callable[[Path], bool]
 
 
