@@ -114,6 +114,8 @@ class Prepared:
             raise UserError(f"{folder}: no prepared data there; run `farside data prepare` first")
         self.summary: dict[str, Any] = json.loads((folder / "data.json").read_text())
         self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        if self.tokenizer.hash != self.summary["tokenizer_hash"]:
+            raise UserError(f"{folder / 'tokenizer.json'}: not the tokenizer its token files were made with; {_REMEDY}")
 
     @property
     def names(self) -> list[str]:
@@ -126,4 +128,27 @@ class Prepared:
         """All token ids of a split, [T], read-only."""
         if name not in self.summary["sources"]:
             raise UserError(f"no source {name!r} among the prepared ones ({', '.join(self.names)})")
-        return np.load(self.folder / f"{name}.{split}.npy", mmap_mode="r", allow_pickle=False)
+        path = self.folder / f"{name}.{split}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: no token file ({' '.join(str(error).split())}); {_REMEDY}") from error
+
+    def check(self, at_once: int = 1 << 24) -> None:
+        """Reads every token file once. Raises UserError naming one that is not of this tokenizer and these counts: a
+        foreign token would only show as a wrong loss, or end the run in the middle."""
+        for name in self.names:
+            for split in SPLITS:
+                path, tokens = self.folder / f"{name}.{split}.npy", self.tokens(name, split)
+                expected = self.summary["sources"][name][f"{split}_tokens"]
+                if tokens.ndim != 1 or tokens.dtype.kind != "u" or len(tokens) != expected:
+                    raise UserError(f"{path}: not the {expected:,} tokens that data.json tells of; {_REMEDY}")
+                highest = max((int(tokens[i : i + at_once].max()) for i in range(0, len(tokens), at_once)), default=0)
+                if highest >= self.tokenizer.vocab_size:
+                    raise UserError(
+                        f"{path}: holds token {highest:,}, but the tokenizer beside it has "
+                        f"{self.tokenizer.vocab_size:,}: a token file of another vocabulary; {_REMEDY}"
+                    )
+
+
+_REMEDY = "remove this folder, so that the data is prepared again"

@@ -60,6 +60,34 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(unfinished, path)
 
 
+DESCRIPTIONS = ("command.txt", "config.yaml", "config.json", "data.json", "machine.json", "status.json")
+"""Files that say what a run directory holds."""
+
+
+class Descriptions:
+    """A run directory's description as it was: a job that is refused must not be described in the place of the one
+    that is there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.earlier = (directory / "config.yaml").is_file()
+        paths = {name: directory / name for name in DESCRIPTIONS}
+        self.contents = {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
+
+    def restore(self) -> None:
+        """Puts it back; does nothing if the directory held no run."""
+        if not self.earlier:
+            return
+        for name, content in self.contents.items():
+            path = self.directory / name
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != content:
+                unfinished = path.with_suffix(".tmp")
+                unfinished.write_bytes(content)
+                os.replace(unfinished, path)
+
+
 def hold_directory(directory: Path) -> TextIO:
     """Takes the run directory for this process; closing the result (or dying) gives it back.
 

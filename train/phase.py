@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ def load_data(runtime: Runtime) -> Prepared:
     folder = prepare(runtime.config.data, partial(print, flush=True)) if runtime.main else None
     folder = comm.broadcast_object(folder, runtime.mesh.world)
     data = Prepared(folder)
+    if runtime.main:
+        data.check()
     if data.tokenizer.vocab_size > runtime.config.model.vocab_size:
         raise UserError(
             f"model.vocab_size = {runtime.config.model.vocab_size}, but the tokenizer has {data.tokenizer.vocab_size} "
@@ -71,15 +73,26 @@ def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> 
     return sources
 
 
-def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -> Callable[[Stage], Loader]:
-    """Loaders by stage. Each stage draws its own order: the seed is folded with the stage's number."""
-
-    def make(stage: Stage) -> Loader:
+def check_samples(stages: Sequence[Stage], sources: dict[str, Source], few: int = 4) -> None:
+    """Draws a few samples of every stage, so that a later one that cannot run is named before the first step."""
+    for stage in stages:
         unknown = sorted(set(stage.mixture) - set(sources))
         if unknown:
             raise UserError(
                 f"stage {stage.name!r}: mixture names {unknown[0]!r}; there are {', '.join(sorted(sources))}"
             )
+        for name in sorted(name for name, share in stage.mixture.items() if share):
+            for index in range(few):
+                try:
+                    sources[name].sample(index, stage.seq_len)
+                except UserError as error:
+                    raise UserError(f"stage {stage.name!r}: {error}") from error
+
+
+def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -> Callable[[Stage], Loader]:
+    """Loaders by stage. Each stage draws its own order: the seed is folded with the stage's number."""
+
+    def make(stage: Stage) -> Loader:
         mixture = Mixture(sources, stage.mixture, fold(runtime.config.data.seed, salt, stage.index))
         return Loader(
             mixture,

@@ -9,11 +9,12 @@ import time
 from farside.configs.stages import Stage, pretrain_stages
 from farside.train.checkpoint.store import CheckpointStore, newest
 from farside.train.engine.native import NativeEngine
-from farside.train.eval.niah import GridHook, evaluate_grid
+from farside.train.eval.niah import GridHook, check_grid, evaluate_grid
 from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
 from farside.train.phase import (
     begin,
+    check_samples,
     identity,
     load_data,
     loader_maker,
@@ -31,6 +32,10 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     if runtime.main:
         shutil.copyfile(data.folder / "data.json", runtime.dir / "data.json")
+    sources = make_sources(config, data)
+    check_samples(stages, sources)
+    if config.eval.every or any(stage.eval for stage in stages):
+        check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
     store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     progress = begin(runtime, engine, store)
@@ -44,7 +49,7 @@ def main(runtime: Runtime) -> None:
         runtime,
         engine,
         stages,
-        loader_maker(runtime, make_sources(config, data)),
+        loader_maker(runtime, sources),
         lm_loss,
         store,
         "train",

@@ -26,7 +26,7 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
-from farside.train.metrics import die_with_parent, hold_directory
+from farside.train.metrics import Descriptions, die_with_parent, hold_directory
 
 STOP_FILE = "stop"
 """A file of this name in the run directory asks the run to save and end."""
@@ -90,6 +90,7 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
     terminal = os.dup(2)
     directory: Path | None = arguments.dir
     held = contextlib.ExitStack()
+    before: Descriptions | None = None
     code = 0
     try:
         config, mesh, device = _start(arguments.resolved, overrides, rank)
@@ -97,6 +98,8 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
             _on_rank_0(lambda: _take(Path(config.run.dir), held))
         directory = arguments.dir or Path(config.run.dir)
         init_from = arguments.init_from or (Path(config.train.init_from) if config.train.init_from else None)
+        if arguments.launcher is None and rank == 0:
+            before = Descriptions(directory)
         _prepare_directory(directory, config, rank)
         stop.files.append(directory / STOP_FILE)
         if rank == 0:
@@ -110,6 +113,8 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
     except Exception as error:
         code = 2 if isinstance(error, UserError) else 1
         line = _report_failure(directory, rank, error, code)
+        if code == 2 and before is not None:
+            before.restore()
         if arguments.launcher is None and (rank == 0 or code == 1):
             os.write(terminal, f"error: {line}\n".encode())
     if code == 0 and dist.is_initialized():

@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from farside.configs import compose
+from farside.configs.errors import UserError
 from farside.configs.schema import Config
-from farside.train.metrics import die_with_parent, hold_directory, start_mirror, stop_mirror, write_json
+from farside.train.metrics import (
+    Descriptions,
+    die_with_parent,
+    hold_directory,
+    start_mirror,
+    stop_mirror,
+    write_json,
+)
 
 STOP_FILE = "stop"
 
@@ -31,6 +39,7 @@ class Launcher:
     """Starts workers and passes stop requests on: the first Ctrl-C or SIGTERM saves, the second kills."""
 
     directory: Path
+    before: Descriptions
     process: subprocess.Popen[bytes] | None = None
     signals: list[int] = field(default_factory=list)
 
@@ -51,8 +60,14 @@ class Launcher:
     def run_workers(self, module: str, config: Config, directory: Path, init_from: Path | None = None) -> str:
         """Runs a worker module to its end in ``directory``; returns "finished" or "stopped".
 
-        Raises JobFailed with the rank and cause.
+        Raises JobFailed with the rank and cause; wrong input leaves a directory that held a run as it was.
         """
+        if directory == self.directory:  # held by this process already
+            return self._run_workers(module, config, directory, init_from)
+        with hold_directory(directory):  # a phase of a whole job: nobody must start one in there by itself
+            return self._run_workers(module, config, directory, init_from)
+
+    def _run_workers(self, module: str, config: Config, directory: Path, init_from: Path | None) -> str:
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         for stale in logs.glob("error_rank_*.json"):
@@ -97,7 +112,10 @@ class Launcher:
             return outcome
         if len(self.signals) > 1:
             raise JobFailed(f"{directory}: killed on request; the last checkpoint is whole", 1)
-        raise _failure(directory, command, code, (logs / "launcher.log").read_text(errors="replace")[offset:])
+        failed = _failure(directory, command, code, (logs / "launcher.log").read_text(errors="replace")[offset:])
+        if failed.code == 2 and directory == self.directory:
+            self.before.restore()
+        raise failed
 
 
 def _python(config: Config) -> list[str]:
@@ -152,11 +170,14 @@ def launching(directory: Path, command_line: str) -> Iterator[Launcher]:
     """Holds the run directory's lock and the signal handlers. Raises UserError if another job holds it."""
     with hold_directory(directory):
         (directory / STOP_FILE).unlink(missing_ok=True)
+        launcher = Launcher(directory, Descriptions(directory))
         (directory / "command.txt").write_text(command_line + "\n")
-        launcher = Launcher(directory)
         previous = {number: signal.signal(number, launcher.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield launcher
+        except UserError:
+            launcher.before.restore()
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -197,9 +197,9 @@ def test_trials_ask_for_held_out_pairs_only(
 
 def test_impossible_lengths_are_named(streams: dict[str, np.ndarray], tokenizer: Tokenizer) -> None:
     writer = NeedleWriter("en", tokenizer)
-    with pytest.raises(UserError, match="length 9 is too short"):
+    with pytest.raises(UserError, match="min_length: 9 tokens are too few for a needle"):
         trials_of("en", 9, 50.0, streams, writer)
-    with pytest.raises(UserError, match="length 9999999 exceeds the haystack"):
+    with pytest.raises(UserError, match="max_length: 9999999 tokens exceed the haystack"):
         trials_of("en", 9999999, 50.0, streams, writer)
     with pytest.raises(UserError, match="no wording for language 'code'"):
         NeedleWriter("code", tokenizer)

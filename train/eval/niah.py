@@ -6,6 +6,7 @@ runs it on a checkpoint, training on its way. Differences to Kamradt's test: key
 out, boundaries know Chinese, the exact value counts instead of a judge's opinion.
 """
 
+import itertools
 import json
 import time
 from dataclasses import dataclass, replace
@@ -57,9 +58,12 @@ def make_trial(
     hidden, (stem, _) = writer.needle(needle), writer.question(needle)
     room = length - len(hidden) - len(stem)
     if room < 0:
-        raise UserError(f"eval.niah: length {length} is too short for a needle and its question; raise min_length")
+        raise UserError(
+            f"eval.niah.min_length: {length} tokens are too few for a needle of {len(hidden)} and its question of "
+            f"{len(stem)}; raise it"
+        )
     if room >= len(haystack):
-        raise UserError(f"eval.niah: length {length} exceeds the haystack of {len(haystack)} tokens; give more text")
+        raise UserError(f"eval.niah.max_length: {length} tokens exceed the haystack of {len(haystack):,}; lower it")
     start = generator.integers(len(haystack) - room)
     text = np.asarray(haystack[start : start + room]).astype(np.int64)
     boundaries = writer.boundaries(text)
@@ -70,6 +74,22 @@ def make_trial(
 
 def axis(low: float, high: float, count: int) -> list[float]:
     return [float(value) for value in np.linspace(low, high, count)]
+
+
+def check_grid(config: NiahConfig, data: Prepared) -> None:
+    """Raises UserError naming the key if some prompt of the grid cannot be made: a needle longer than the context, a
+    haystack shorter than it, a source that is not there."""
+    for key in ("lengths", "depths", "needles"):
+        if getattr(config, key) < 1:
+            raise UserError(f"eval.niah.{key} = {getattr(config, key)}; give at least 1")
+    if config.max_length < config.min_length:
+        raise UserError(f"eval.niah.max_length = {config.max_length} is below min_length = {config.min_length}")
+    for source in config.sources:
+        haystack, writer = data.tokens(source, "haystack"), NeedleWriter(data.language(source), data.tokenizer)
+        lengths = [round(value) for value in axis(config.min_length, config.max_length, config.lengths)]
+        for length in {lengths[0], lengths[-1]}:
+            for row, repeat in itertools.product(range(config.depths), range(config.needles)):  # they differ in length
+                make_trial(writer, haystack, length, 0.0, row, 0, (config.seed, source, length, row, repeat))
 
 
 def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahConfig, source: str) -> dict[str, Any]:
@@ -217,6 +237,7 @@ def main(runtime: Runtime) -> None:
     if path is None:
         raise UserError(f"{runtime.dir}: no checkpoint to evaluate; name one with eval.checkpoint=PATH")
     data = load_data(runtime)
+    check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
     store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     checkpoint = store.start_from(path)
