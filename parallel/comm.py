@@ -113,6 +113,21 @@ def max_(tensor: Tensor, group: Group) -> Tensor:
     return tensor
 
 
+def send(tensor: Tensor, to: int, group: Group) -> "Arriving":
+    """Starts to send to rank ``to`` of the group; wait for it before the group goes down."""
+    assert group is not None
+    tensor = tensor.contiguous()
+    work = dist.isend(tensor, group=group, group_dst=to)
+    assert work is not None
+    return Arriving([tensor], [], [work])
+
+
+def receive(into: Tensor, source: int, group: Group) -> Tensor:
+    """Fills ``into`` with what rank ``source`` of the group sends; returns it."""
+    dist.recv(into, group=group, group_src=source)
+    return into
+
+
 # Context parallelism. Bytes are counted as every rank sends them on a ring or pairwise, without the backend's headers.
 
 _counts: list[Counter[str]] = []
