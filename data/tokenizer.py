@@ -41,7 +41,10 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         if not path.is_file():
             raise UserError(f"{path}: no tokenizer there; run `farside data prepare` first")
-        return cls(BackendTokenizer.from_file(str(path)))
+        try:
+            return cls(BackendTokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UserError(f"{path}: no tokenizer ({error}); remove its folder, so that it is made again") from error
 
     def save(self, path: Path) -> None:
         self.backend.save(str(path))

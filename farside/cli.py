@@ -38,7 +38,7 @@ examples:
 def main() -> None:
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<13} {text}" for name, text in COMMANDS.items())))
+        print(_help())
         return
     if words[0] in ("-V", "--version"):
         print(importlib.import_module("farside").__version__)
@@ -71,6 +71,29 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _help() -> str:
+    """The help; on a terminal folded at words to its width."""
+    text = HELP.format(commands="\n".join(f"  {name:<13} {text}" for name, text in COMMANDS.items()))
+    if not sys.stdout.isatty():
+        return text
+    import shutil
+    import textwrap
+
+    columns = shutil.get_terminal_size().columns
+    narrow = columns < 60  # descriptions then stand below the names
+    lines = []
+    for line in text.splitlines():
+        name, gap, rest = line.strip().partition("   " if not narrow else "  ")
+        if line.startswith("  ") and gap and narrow:
+            lines += [
+                "  " + name,
+                *textwrap.wrap(rest.strip(), columns, initial_indent="    ", subsequent_indent="    "),
+            ]
+        else:
+            lines += textwrap.wrap(line, columns, subsequent_indent=" " * (4 if narrow else 16)) or [""]
+    return "\n".join(lines)
 
 
 def fail(line: str) -> None:

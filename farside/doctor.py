@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+from farside.train.console import say
+
 PACKAGES = (
     "torch",
     "hydra-core",
@@ -40,7 +42,7 @@ def examine() -> int:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
     for name, value in facts.items():
-        print(f"{name:<15} {value}")
+        say(f"{name:<15} {value}", indent=16)
     command = [
         sys.executable,
         "-m",
@@ -58,5 +60,5 @@ def examine() -> int:
         timeout=120,
     )
     good = result.returncode == 0 and "ok" in result.stdout
-    print(f"{'two gloo ranks':<15} {'ok' if good else 'FAILED: ' + result.stderr.strip()[-400:]}")
+    say(f"{'two gloo ranks':<15} {'ok' if good else 'FAILED: ' + result.stderr.strip()[-400:]}", indent=16)
     return 0 if good else 1

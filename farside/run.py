@@ -19,6 +19,7 @@ from farside.data.prepare import prepare
 from farside.launch.local import JobFailed, Launcher, read_status
 from farside.report.page import write_report
 from farside.rl.tasks.traces import write_traces
+from farside.train.console import say
 from farside.train.metrics import write_json
 
 
@@ -50,7 +51,7 @@ def run(config: Config, launcher: Launcher) -> int:
     started, earlier = time.monotonic(), _spent(directory)
     status = Status(directory, started, earlier)
     status.write("running", "prepare")
-    prepare(config.data, print)
+    prepare(config.data, say)
     for phase in phases_of(config):
         if launcher.stopping:
             break
@@ -59,10 +60,10 @@ def run(config: Config, launcher: Launcher) -> int:
             break
     else:
         status.write("finished", "report")
-        print(f"report: {write_report(directory)}")
+        say(f"report: {write_report(directory)}", indent=2)
         return 0
     status.write("stopped", phase.name, cause="asked to stop")
-    print(f"stopped in {phase.name}; the same command goes on from there")
+    say(f"stopped in {phase.name}; the same command goes on from there", indent=2)
     return 0
 
 
@@ -72,7 +73,7 @@ def run_phase(phase: Phase, config: Config, launcher: Launcher, status: "Status"
     if read_status(directory).get("status") == "finished":
         return True
     directory.mkdir(exist_ok=True)
-    print(f"── {phase.name} ──", flush=True)
+    say(f"── {phase.name} ──")
     phase.before(config, directory)
     parent = final_checkpoint(launcher.directory / phase.parent) if phase.parent else None
     began = time.monotonic()

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from farside.data.synthetic.needle import NeedleSource
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
 from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.console import say
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import Progress
 from farside.train.loss import lm_loss
@@ -36,7 +36,7 @@ SUMMARY = "summary.json"
 
 def load_data(runtime: Runtime) -> Prepared:
     """Prepared data; rank 0 prepares what is missing while the others wait."""
-    folder = prepare(runtime.config.data, partial(print, flush=True)) if runtime.main else None
+    folder = prepare(runtime.config.data, say) if runtime.main else None
     folder = comm.broadcast_object(folder, runtime.mesh.world)
     data = Prepared(folder)
     if runtime.main:
@@ -112,7 +112,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
     if resumed is not None:
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
-            print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
+            say(f"resumed at step {resumed.step} from {resumed.path}", indent=2)
         return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
     if runtime.init_from is None:
         return Progress()

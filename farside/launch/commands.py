@@ -13,6 +13,7 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.configs.stages import pretrain_stages, replay_stage, sft_stages
 from farside.launch.local import JobFailed, Launcher, launching, read_status
+from farside.train.console import say
 
 WORKERS = {
     "train": "farside.train.pretrain",
@@ -114,7 +115,6 @@ def run_hydra(
 def _point(config: Config, plan: SweepPlan, name: str, task: Callable[[Config], Outcome]) -> Outcome:
     """One point of a sweep in a run directory of its own. Raises KeyboardInterrupt if it was asked to stop."""
     from farside.launch.sweep import Recorder, is_finished
-    from farside.train.console import say
 
     directory = plan.directory / name
     config.run.dir = str(directory)
@@ -137,7 +137,7 @@ def start(command: str, config: Config, words: list[str]) -> Outcome:
         if command == "data prepare":
             from farside.data.prepare import prepare
 
-            print(prepare(config.data, print))
+            print(prepare(config.data, say))
             return Outcome(0, status="finished")
         for stages in STAGES.get(command, ()):
             stages(config)  # wrong ones are named before workers start
@@ -186,4 +186,4 @@ def _one_phase(command: str, config: Config, launcher: Launcher) -> None:
 
         write_traces(config.sft, launcher.directory)
     outcome = launcher.run_workers(WORKERS[command], config, launcher.directory)
-    print(f"{outcome}: {launcher.directory}")
+    say(f"{outcome}: {launcher.directory}", indent=2)

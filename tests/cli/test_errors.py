@@ -94,11 +94,14 @@ def test_checkpoints_that_do_not_fit(
     shutil.copytree(finished, tmp_path / "other")
     shutil.copytree(finished, tmp_path / "corrupt")
     file = corrupt(tmp_path / "corrupt")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir() if path.is_file()}
     train = ["train", *words]
     other = pool.submit(farside, [*train, "run.dir=other", "model.hidden_size=32"], tmp_path)
     broken = pool.submit(farside, [*train, "run.dir=corrupt"], tmp_path)
     long = pool.submit(farside, [*train, "run.dir=long", "data.seq_len=900000"], tmp_path)
     refused(other.result(), "checkpoint of another model", "model.hidden_size: 64 there, 32 here", "another run.dir")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir() if path.is_file()}
+    assert {name for name in before if before[name] != after[name]} == {"lock"}, "what was refused describes nothing"
     refused(broken.result(), "step_00000004/model.safetensors", "corrupt", "remove this checkpoint's folder")
     refused(long.result(), "seq_len", "900000")
     assert "Traceback" in (tmp_path / "long" / "logs" / "rank_0.log").read_text()

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,6 +61,18 @@ def test_torchrun_in_a_held_directory(tmp_path: Path, words: list[str]) -> None:
     assert done.returncode != 0
     assert f"in use by process {os.getpid()}" in done.stderr
     assert not (tmp_path / "run" / "status.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_refused_torchrun_leaves_the_description(tmp_path: Path, words: list[str], finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    done = torchrun([*words, "parallel.dp_shard=2", "model.hidden_size=32", "run.dir=run"], tmp_path)
+    assert done.returncode != 0
+    assert "checkpoint of another model" in done.stderr
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    assert status(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.timeout(60)

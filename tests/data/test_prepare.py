@@ -183,3 +183,45 @@ def test_the_standard_library_is_split_by_module() -> None:
     documents = [document for split in SPLITS for document in found[split]]
     assert len(set(documents)) == len(documents)
     assert sum(map(len, documents)) <= 300_000
+
+
+def tampered(folder: Path, name: str) -> None:
+    path = folder / "en.haystack.npy"
+    tokens = np.load(path)
+    if name == "short":
+        np.save(path, tokens[:-1])
+    elif name == "signed":
+        np.save(path, tokens.astype(np.int16))
+    elif name == "square":
+        np.save(path, tokens[None])
+    elif name == "foreign":
+        tokens[-1] = 400
+        np.save(path, tokens)
+    elif name == "torn":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["short", "signed", "square", "foreign", "torn", "gone"])
+def test_token_files_that_do_not_belong_are_named(config: DataConfig, name: str) -> None:
+    folder = prepare(config)
+    Prepared(folder).check(at_once=3)
+    tampered(folder, name)
+    with pytest.raises(UserError, match=r"en\.haystack\.npy: .*prepared again"):
+        Prepared(folder).check(at_once=3)
+
+
+def test_the_highest_token_of_the_vocabulary_is_its_own(config: DataConfig) -> None:
+    folder = prepare(config)
+    tokens = np.load(folder / "en.train.npy")
+    tokens[0] = Prepared(folder).tokenizer.vocab_size - 1
+    np.save(folder / "en.train.npy", tokens)
+    Prepared(folder).check()
+
+
+def test_another_tokenizer_beside_the_files_is_named(config: DataConfig) -> None:
+    folder = prepare(config)
+    Tokenizer.train(["quite other words"], 300).save(folder / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer its token files were made with"):
+        Prepared(folder)

@@ -55,3 +55,10 @@ def test_special_tokens_come_first_and_a_prompt_has_its_format(tokenizer: Tokeni
 def test_missing_tokenizers_and_tokens_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer there"):
         Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": ')
+    with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer .* made again"):
+        Tokenizer.load(path)

@@ -1,7 +1,9 @@
 """A checkpoint is complete or invisible, wherever its writer dies and whatever the disk does."""
 
+import contextlib
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from farside.configs.errors import UserError
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.store import newest
 from tests.faults.driver import Job, farside, last_step, sequence
+from tests.mounts import small_disk
 
 TENSORS = {"model": {"weight": torch.arange(64.0)}, "optimizer": {"moment": torch.ones(64)}}
 
@@ -106,3 +109,40 @@ def test_disk_full_while_saving(tmp_path: Path, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert "resumed at step 20" in done.stdout
     assert [record["step"] for record in sequence(run)] == list(range(1, 61))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("room", [300_000, 0], ids=["no room for a checkpoint", "no room at all"])
+def test_full_disk(tmp_path: Path, words: list[str], room: int) -> None:
+    """A real one where root may mount; elsewhere the test above does with a limit on files what it can."""
+    disk = tmp_path / "disk"
+    run = disk / "run"
+    command = ["train", *words, "train.steps=60", "checkpoint.every=20", f"run.dir={run}"]
+    with small_disk(disk, 16) as mounted:
+        if not mounted:
+            return
+        with Job(command, tmp_path) as job:
+            job.until(lambda: (run / "checkpoints" / "step_00000020").exists())
+            fill(disk, room)
+            assert job.wait() == 1, job.said()
+            assert job.gone()
+        lines = job.err.read_text().splitlines()
+        assert len(lines) == 1, lines
+        assert "No space left on device" in lines[0]
+        assert "Traceback" not in job.out.read_text()
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000020"]
+        assert checkpoint_format.read(run / "checkpoints" / "step_00000020").step == 20
+
+        (disk / "ballast").unlink()
+        done = farside(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "resumed at step 20" in done.stdout
+        assert [record["step"] for record in sequence(run)] == list(range(1, 61))
+
+
+def fill(disk: Path, room: int) -> None:
+    """Leaves ``room`` bytes."""
+    with (disk / "ballast").open("wb") as ballast, contextlib.suppress(OSError):  # the job writes too
+        while shutil.disk_usage(disk).free > room:
+            ballast.write(bytes(4096))
+            ballast.flush()

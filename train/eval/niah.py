@@ -23,6 +23,7 @@ from farside.data.synthetic.needle import Needle, NeedleWriter, insert
 from farside.parallel import comm
 from farside.train.checkpoint.format import read
 from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.console import say
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import generate
 from farside.train.loop import StepInfo
@@ -197,7 +198,7 @@ def evaluate_grid(
     if runtime.main:
         write_grid(folder, result)
         counts = ", ".join(f"{language} {grid['green']}/{grid['cells']}" for language, grid in result["grids"].items())
-        print(f"needle grid {name}: {counts} green, {result['seconds']:.0f} s", flush=True)
+        say(f"needle grid {name}: {counts} green, {result['seconds']:.0f} s", indent=2)
     comm.barrier(runtime.mesh.world)
     return result
 
@@ -227,7 +228,7 @@ class GridHook:
         if self.writer:
             self.writer.write({"step": info.step, **{grid["language"]: grid for grid in grids}})
             counts = ", ".join(f"{grid['language']} {grid['green']}/{grid['cells']}" for grid in grids)
-            print(f"needles at step {info.step}: {counts}", flush=True)
+            say(f"needles at step {info.step}: {counts}", indent=2)
 
 
 def main(runtime: Runtime) -> None:
