@@ -21,7 +21,7 @@ class TokenOutputs:
 
 
 def _score_chunk(x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    logits_NV = F.linear(x_NE, weight_VE)
+    logits_NV = F.linear(x_NE, weight_VE.to(x_NE.dtype))
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # reductions in at least fp32
     if not entropy:
         return -F.cross_entropy(logits_NV, labels_N, reduction="none"), None
