@@ -13,6 +13,13 @@ from omegaconf import MISSING
 class Dtype(Enum):
     float64 = "float64"
     float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Recompute(Enum):
+    none = "none"
+    selective = "selective"
+    full = "full"
 
 
 class RopeKind(Enum):
@@ -261,6 +268,12 @@ class TrainConfig:
     seed: int = 0
     """Initial weights are a function of this seed and the parameter's name."""
     dtype: Dtype = Dtype.float32
+    """Precision of the computation. bfloat16: weights, moments, sums of gradients, and checkpoints stay float32."""
+    activation_checkpointing: Recompute = Recompute.none
+    """What the backward pass computes again instead of keeping: full: whole blocks; selective: all of a block but its
+    matrix products and attention."""
+    compile: bool = False
+    """torch.compile for the blocks; on the CPU it needs a C++ compiler."""
     deterministic: bool = False
     """On CUDA: deterministic kernels only. The CPU is deterministic anyway."""
     loss_chunk: int = 8192

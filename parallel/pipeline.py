@@ -102,7 +102,9 @@ class Pipeline:
         ]
         self.group, self.activation = group, activation
         self.parts = {stage.stage_index: part for stage, part in zip(stages, parts)}
-        self.rank_of = [rank for stage in range(total) for rank in range(pp) if stage in stage_numbers(schedule, pp, rank)]
+        self.rank_of = [
+            rank for stage in range(total) for rank in range(pp) if stage in stage_numbers(schedule, pp, rank)
+        ]
         self.numbers = torch.arange(count, device=device)
         kind = SCHEDULES[schedule]
 

@@ -30,8 +30,8 @@ class TensorParallel(Protocol):
         """[B, L, E] -> [B, T, E]: the sum of a row-parallel product's parts, cut into shares of the tokens."""
         ...
 
-    def embed(self, tokens_BL: Tensor, weight_vE: Tensor) -> Tensor:
-        """Rows of a vocabulary-parallel embedding: [B, T, E]."""
+    def embed(self, tokens_BL: Tensor, weight_vE: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of a vocabulary-parallel embedding, in the type given: [B, T, E]."""
         ...
 
     def unshard(self, x: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class WholeTensors:
     def leave(self, x_BLE: Tensor) -> Tensor:
         return x_BLE
 
-    def embed(self, tokens_BL: Tensor, weight_vE: Tensor) -> Tensor:
-        return F.embedding(tokens_BL, weight_vE)
+    def embed(self, tokens_BL: Tensor, weight_vE: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(tokens_BL, weight_vE).to(dtype)
 
     def unshard(self, x: Tensor) -> Tensor:
         return x
@@ -85,11 +85,11 @@ class ShardedTensors:
     def leave(self, x_BLE: Tensor) -> Tensor:
         return comm.sum_scatter(x_BLE, 1, self.group)
 
-    def embed(self, tokens_BL: Tensor, weight_vE: Tensor) -> Tensor:
+    def embed(self, tokens_BL: Tensor, weight_vE: Tensor, dtype: torch.dtype) -> Tensor:
         rows = tokens_BL - self.rank * len(weight_vE)
         here = (rows >= 0) & (rows < len(weight_vE))
         # a look-up of row 0 for tokens that others hold, made zero: the gradient of row 0 gets exactly nothing
-        x_BLE = F.embedding(torch.where(here, rows, 0), weight_vE) * here[..., None]
+        x_BLE = F.embedding(torch.where(here, rows, 0), weight_vE).to(dtype) * here[..., None]
         return comm.sum_scatter(x_BLE, 1, self.group)
 
     def unshard(self, x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 def loss_of(tensors: TensorParallel, weight: dict[str, Tensor]) -> Tensor:
     """A look-up, a scaled MLP with residual, a vocabulary head with entropy and a scalar head."""
     tokens, labels, counted = inputs()
-    x = tensors.embed(tokens, weight["model.embed_tokens.weight"])
+    x = tensors.embed(tokens, weight["model.embed_tokens.weight"], torch.float64)
     wide = F.silu(tensors.enter(x * weight["norm.weight"]) @ weight["x.up_proj.weight"].T)
     x = x + tensors.leave(wide @ weight["x.down_proj.weight"].T)
     values = tensors.unshard(x @ weight["score.weight"].T)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from farside.configs.schema import Config, OptimConfig, OptimKind, ParallelConfig
+from farside.configs.schema import Config, Dtype, OptimConfig, OptimKind, ParallelConfig, Recompute
 from farside.data.batch import Batch
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
@@ -47,8 +47,8 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return Batch(**{name: value[rows] for name, value in vars(batch).items() if name != "extras"})
 
 
-def config_of(kind: OptimKind, seed: int = 0) -> Config:
-    config = small_config(MODEL)
+def config_of(kind: OptimKind, seed: int = 0, dtype: Dtype = Dtype.float64) -> Config:
+    config = small_config(MODEL, dtype)
     # a large eps makes Adam's update depend on the gradient's scale, so that clipping shows
     config.optim = OptimConfig(kind=kind, clip_norm=CLIP, eps=1e-3)
     config.train.seed = seed
@@ -69,17 +69,28 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def train_step(engine: NativeEngine, step: int, pieces: int) -> tuple[float, float]:
-    """(loss, grad norm) of one step with this rank's rows in ``pieces`` micro-batches."""
+    """(loss, grad norm) of one step with this rank's rows in ``pieces`` micro-batches, equal or not."""
     rows = ROWS // engine.mesh.dp_size
-    first, size = engine.mesh.dp_rank * rows, rows // pieces
+    first = engine.mesh.dp_rank * rows
     batch = batch_of(step)
-    mine = [rows_of(batch, slice(first + n * size, first + (n + 1) * size)) for n in range(pieces)]
+    mine = [rows_of(batch, slice(first + n * rows // pieces, first + (n + 1) * rows // pieces)) for n in range(pieces)]
     outputs = engine.forward_backward(mine, lm_loss, batch.weight)
     return outputs.loss.item(), engine.step(1e-2 / (step + 1)).grad_norm.item()
 
 
-def train(place: Rank, replicate: int, shard: int, kind: OptimKind, pieces: int) -> Trained:
-    engine = NativeEngine(config_of(kind), mesh_of(place, replicate, shard), torch.device("cpu"))
+def train(
+    place: Rank,
+    replicate: int,
+    shard: int,
+    kind: OptimKind,
+    pieces: int,
+    dtype: Dtype = Dtype.float64,
+    recompute: Recompute = Recompute.none,
+    compile: bool = False,
+) -> Trained:
+    config = config_of(kind, dtype=dtype)
+    config.train.activation_checkpointing, config.train.compile = recompute, compile
+    engine = NativeEngine(config, mesh_of(place, replicate, shard), torch.device("cpu"))
     initial = digest(dict(engine.named_weights()))
     seen = [train_step(engine, step, pieces) for step in range(len(WITHOUT_WEIGHT))]
     final = dict(engine.named_weights())
@@ -91,10 +102,10 @@ def store_of(directory: Path, mesh: Mesh) -> CheckpointStore:
     return CheckpointStore(directory, 2, mesh.world, {"model": "test"})
 
 
-def save(place: Rank, directory: Path, kind: OptimKind) -> tuple[str, str]:
+def save(place: Rank, directory: Path, kind: OptimKind, dtype: Dtype = Dtype.float64) -> tuple[str, str]:
     """Two steps, a checkpoint, a third step: (state saved, state after the third)."""
     mesh = mesh_of(place, 1, place.world_size)
-    engine = NativeEngine(config_of(kind), mesh, torch.device("cpu"))
+    engine = NativeEngine(config_of(kind, dtype=dtype), mesh, torch.device("cpu"))
     for step in range(2):
         train_step(engine, step, 1)
     store_of(directory, mesh).save(engine, 2, {"tokens": 7})
@@ -103,10 +114,12 @@ def save(place: Rank, directory: Path, kind: OptimKind) -> tuple[str, str]:
     return saved, state_digest(engine.state_dict())
 
 
-def load(place: Rank, directory: Path, kind: OptimKind, replicate: int) -> tuple[str, str, int]:
+def load(
+    place: Rank, directory: Path, kind: OptimKind, replicate: int, dtype: Dtype = Dtype.float64
+) -> tuple[str, str, int]:
     """The checkpoint in an engine of other initial weights: (state loaded, state after the third step, step)."""
     mesh = mesh_of(place, replicate, place.world_size // replicate)
-    engine = NativeEngine(config_of(kind, seed=99), mesh, torch.device("cpu"))
+    engine = NativeEngine(config_of(kind, 99, dtype), mesh, torch.device("cpu"))
     checkpoint = store_of(directory, mesh).resume(engine)
     assert checkpoint is not None
     loaded = state_digest(engine.state_dict())

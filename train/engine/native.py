@@ -19,9 +19,13 @@ from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
 from farside.train.model.init import initialise
 from farside.train.model.transformer import Transformer
+from farside.train.model.wrap import wrap_blocks
 from farside.train.optim.build import Optimizer, clip_gradients
 
-DTYPES = {Dtype.float32: torch.float32, Dtype.float64: torch.float64}
+STORED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.float32}
+"""Type of weights, moments and summed gradients, by train.dtype."""
+COMPUTED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
+"""Type of activations and of the weights that meet them."""
 
 
 class NativeEngine:
@@ -39,12 +43,13 @@ class NativeEngine:
             mesh.ulysses,
         )
         tensors = ShardedTensors(mesh.tp) if mesh.tp else WholeTensors()
+        stored, computed = STORED[config.train.dtype], COMPUTED[config.train.dtype]
         with torch.device("meta"):
             whole = Transformer(config.model, head)
-            self.model = Transformer(config.model, head, config.train.loss_chunk, tensors)
+            self.model = Transformer(config.model, head, config.train.loss_chunk, computed, tensors).to(stored)
         self.table = ShardTable({name: parameter.shape for name, parameter in whole.named_parameters()}, mesh)
-        self.model.to(DTYPES[config.train.dtype])
-        fsdp.apply_fsdp(self.model, self.model.model.layers, mesh)
+        wrap_blocks(self.model.model.layers, config.train, device)
+        fsdp.apply_fsdp(self.model, self.model.model.layers, mesh, None if computed is stored else computed)
         self.model.to_empty(device=device)
         initialise(self.model, config.model, config.train.seed, self.table)
         self.optimizer = Optimizer(self.model, config.optim, self.table)
@@ -118,10 +123,10 @@ class NativeEngine:
         self.optimizer.load_state(state.optimizer, state.updates)
 
     def replica(self) -> Transformer:
-        """An unsharded copy for decoding, on every rank. Collective."""
+        """An unsharded copy for decoding, on every rank, its weights rounded as training uses them. Collective."""
         with torch.device("meta"):
             model = Transformer(self.config.model, self.model.head, self.config.train.loss_chunk)
-        model = model.to(DTYPES[self.config.train.dtype]).to_empty(device=self.device).requires_grad_(False)
+        model = model.to(COMPUTED[self.config.train.dtype]).to_empty(device=self.device).requires_grad_(False)
         model.rope = self.model.rope
         sync_weights(model, self.named_weights())
         return model

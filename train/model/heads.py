@@ -31,7 +31,7 @@ LabelScores = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def _score_chunk(x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, score: LabelScores) -> tuple[Tensor, Tensor | None]:
-    logits_NV = F.linear(x_NE, weight_VE)
+    logits_NV = F.linear(x_NE, weight_VE.to(x_NE.dtype))
     return score(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), labels_N)  # sums in at least fp32
 
 

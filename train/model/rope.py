@@ -63,7 +63,7 @@ def rope_tables(positions_BS: Tensor, head_dim: int, rope: Rope, dtype: torch.dt
 
 
 def apply_rope(x_BSHD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates plane r = (x_r, x_{r+R}) by the angle of its position."""
+    """Rotates plane r = (x_r, x_{r+R}) by the angle of its position, in the tables' precision; of x's type."""
     cos, sin = tables
     first, second = x_BSHD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BSHD.dtype)

@@ -26,8 +26,18 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BSHD, k_BSKD, v_BSKD) -> [B, S, H, D]"""
 
 
+class Linear(nn.Linear):
+    """Computes in the precision of its input; a weight kept in another one is rounded for the product.
+
+    So weights can stay float32 where the computation is in bfloat16, and their gradients add up in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, in the input's precision (arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight, with the mean in at least float32 (arXiv 1910.07467)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -35,33 +45,32 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
     """Grouped-query attention with RoPE and optional QK-norm (Qwen3)."""
 
-    def __init__(self, config: ModelConfig, layer: int, tensors: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, tensors: TensorParallel) -> None:
         super().__init__()
-        self.layer, self.head_dim, self.tensors = layer, config.head_dim, tensors
+        self.head_dim = config.head_dim
         heads, kv_heads = (
             config.num_attention_heads * config.head_dim // tensors.size,
             config.num_key_value_heads * config.head_dim // tensors.size,
         )
-        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
-        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, heads, bias=False)
+        self.k_proj = Linear(config.hidden_size, kv_heads, bias=False)
+        self.v_proj = Linear(config.hidden_size, kv_heads, bias=False)
+        self.o_proj = Linear(heads, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_BSE = self.tensors.enter(x_BTE)
+    def project(self, x_BSE: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, S, H, D] and keys, and values [B, S, K, D]."""
         per_head = (*x_BSE.shape[:-1], -1, self.head_dim)
-        q_BSHD = apply_rope(self.q_norm(self.q_proj(x_BSE).view(per_head)), rope)
-        k_BSKD = apply_rope(self.k_norm(self.k_proj(x_BSE).view(per_head)), rope)
-        v_BSKD = self.v_proj(x_BSE).view(per_head)
-        return self.tensors.leave(self.o_proj(attend(self.layer, q_BSHD, k_BSKD, v_BSKD).flatten(-2)))
+        q_BSHD = apply_rope(self.q_norm(self.q_proj(x_BSE).view(per_head)), tables)
+        k_BSKD = apply_rope(self.k_norm(self.k_proj(x_BSE).view(per_head)), tables)
+        return q_BSHD, k_BSKD, self.v_proj(x_BSE).view(per_head)
 
 
 class MLP(nn.Module):
@@ -69,28 +78,48 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, tensors: TensorParallel) -> None:
         super().__init__()
-        self.tensors = tensors
         width = config.intermediate_size // tensors.size
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, width, bias=False)
+        self.up_proj = Linear(config.hidden_size, width, bias=False)
+        self.down_proj = Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x_BTE: Tensor) -> Tensor:
-        x_BSE = self.tensors.enter(x_BTE)
-        return self.tensors.leave(self.down_proj(F.silu(self.gate_proj(x_BSE)) * self.up_proj(x_BSE)))
+    def forward(self, x_BSE: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BSE)) * self.up_proj(x_BSE))
 
 
 class Block(nn.Module):
+    """Attention between two parts that see one token at a time.
+
+    Each part, and the whole, is called through an attribute, so that ``train/model/wrap.py`` can put compilation and
+    recomputation around it without a change of parameter names, and inside whatever FSDP hooks to ``forward``.
+    """
+
     def __init__(self, config: ModelConfig, layer: int, tensors: TensorParallel) -> None:
         super().__init__()
+        self.layer = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, tensors)
+        self.self_attn = Attention(config, tensors)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, tensors)
+        self.tensors = tensors
+        self.before_attention: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._before_attention
+        self.after_attention: Callable[..., Tensor] = self._after_attention
+        self.whole: Callable[..., Tensor] = self._whole
 
-    def forward(self, x_BTE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), rope, attend)
-        return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
+    def forward(self, x_BTE: Tensor, tables: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        return self.whole(x_BTE, tables, attend)
+
+    def _whole(self, x_BTE: Tensor, tables: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        attended_BSHD = attend(self.layer, *self.before_attention(x_BTE, tables))
+        return self.after_attention(x_BTE, attended_BSHD)
+
+    def _before_attention(self, x_BTE: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.project(self.tensors.enter(self.input_layernorm(x_BTE)), tables)
+
+    def _after_attention(self, x_BTE: Tensor, attended_BSHD: Tensor) -> Tensor:
+        x_BTE = x_BTE + self.tensors.leave(self.self_attn.o_proj(attended_BSHD.flatten(-2)))
+        x_BSE = self.tensors.enter(self.post_attention_layernorm(x_BTE))
+        return x_BTE + self.tensors.leave(self.mlp(x_BSE))
 
 
 class Decoder(nn.Module):
@@ -106,6 +135,7 @@ class Transformer(nn.Module):
     Hugging Face's sequence classifiers.
 
     rope: the rotary embedding in use; a stage of context extension sets another.
+    dtype: precision of the computation where it is not that of the parameters.
     """
 
     def __init__(
@@ -113,16 +143,17 @@ class Transformer(nn.Module):
         config: ModelConfig,
         head: str = "lm",
         loss_chunk: int = 8192,
+        dtype: torch.dtype | None = None,
         tensors: TensorParallel = WholeTensors(),  # noqa: B008 - it holds no state
     ) -> None:
         super().__init__()
-        self.config, self.head, self.loss_chunk, self.tensors = config, head, loss_chunk, tensors
+        self.config, self.head, self.loss_chunk, self.dtype, self.tensors = config, head, loss_chunk, dtype, tensors
         self.rope = Rope.of_model(config)
         self.model = Decoder(config, tensors)
         if head == "scalar":
-            self.score = nn.Linear(config.hidden_size, 1, bias=False)
+            self.score = Linear(config.hidden_size, 1, bias=False)
         elif not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, part(config.vocab_size, tensors.size), bias=False)
+            self.lm_head = Linear(config.hidden_size, part(config.vocab_size, tensors.size), bias=False)
 
     @property
     def output_weight(self) -> Tensor:
@@ -133,8 +164,10 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
         """Normalised hidden states [B, T, E]."""
-        x_BTE = self.tensors.embed(tokens_BS, self.model.embed_tokens.weight)
-        tables = rope_tables(positions_BS, self.config.head_dim, self.rope, x_BTE.dtype)
+        weight_vE = self.model.embed_tokens.weight
+        x_BTE = self.tensors.embed(tokens_BS, weight_vE, self.dtype or weight_vE.dtype)
+        precision = torch.promote_types(x_BTE.dtype, torch.float32)  # a position's angle needs more than 8 bits
+        tables = rope_tables(positions_BS, self.config.head_dim, self.rope, precision)
         for block in self.model.layers:
             x_BTE = block(x_BTE, tables, attend)
         return self.model.norm(x_BTE)
@@ -155,11 +188,13 @@ class Transformer(nn.Module):
         """
         x_BTE = self.hidden(tokens_BS, positions_BS, attend)
         if self.head == "scalar":
-            return TokenOutputs(values=self.tensors.unshard(F.linear(x_BTE, self.output_weight).squeeze(-1)))
+            weight_1E = self.output_weight
+            exact_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, weight_1E.dtype))
+            return TokenOutputs(values=self.tensors.unshard(F.linear(exact_BTE, weight_1E).squeeze(-1)))
         score = partial(self.tensors.label_scores, vocab_size=self.config.vocab_size, entropy=entropy)
         x_BSE = self.tensors.enter(x_BTE)
         return score_tokens(x_BSE, self.output_weight, labels_BS, score, self.loss_chunk, counted_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V]; for inference, on the few positions that are sampled from."""
-        return F.linear(hidden, self.output_weight)
+        return F.linear(hidden, self.output_weight.to(hidden.dtype))
