@@ -4,11 +4,14 @@ Shapes: B batch, S sequence, E model dim, V vocabulary, N = B·S tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+BLOCK = 128
+"""Rows of logits that are turned into probabilities at once: the temporaries then stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,65 @@ class TokenOutputs:
     values: Tensor | None = None
 
 
-def _score_chunk(x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    logits_NV = F.linear(x_NE, weight_VE.to(x_NE.dtype))
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # reductions in at least fp32
-    if not entropy:
-        return -F.cross_entropy(logits_NV, labels_N, reduction="none"), None
-    logprobs_NV = logits_NV.log_softmax(-1)
-    picked_N = logprobs_NV.gather(-1, labels_N[:, None]).squeeze(-1)
-    return picked_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+class Scores(torch.autograd.Function):
+    """(log-probability of the label, entropy) [N] each, from hidden states and the output matrix.
+
+    Logits have x's type; all that is reduced from them is computed in at least fp32. Up to ``chunk`` tokens, the
+    backward pass turns the logits into their gradient in place; beyond, they are computed again chunk by chunk. With
+    p the softmax and H its entropy, d logprob/d logit = [label] - p and d H/d logit = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, chunk: int, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        precision = torch.promote_types(x_NE.dtype, torch.float32)
+        logprobs_N, normaliser_N, entropy_N = x_NE.new_empty(3, len(labels_N), dtype=precision)
+        kept = None
+        for start in range(0, len(labels_N), chunk):
+            logits_NV = F.linear(x_NE[start : start + chunk], weight_VE.to(x_NE.dtype))
+            kept = logits_NV if len(labels_N) <= chunk else None
+            for rows, block_NV in _blocks(logits_NV, precision, start):
+                normaliser_N[rows] = block_NV.logsumexp(-1)
+                logprobs_N[rows] = block_NV.gather(-1, labels_N[rows, None]).squeeze(-1) - normaliser_N[rows]
+                if entropy:
+                    block_NV -= normaliser_N[rows, None]
+                    entropy_N[rows] = -torch.linalg.vecdot(block_NV.exp(), block_NV)
+        ctx.save_for_backward(x_NE, weight_VE, labels_N, normaliser_N, entropy_N)
+        ctx.chunk, ctx.entropy, ctx.logits = chunk, entropy, kept if any(ctx.needs_input_grad) else None
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x_NE, weight_VE, labels_N, normaliser_N, entropy_N = ctx.saved_tensors
+        d_logprobs_N, d_entropy_N = gradients
+        rounded_VE = weight_VE.to(x_NE.dtype)
+        d_x_NE, d_weight_VE = torch.empty_like(x_NE), None
+        for start in range(0, len(labels_N), ctx.chunk):
+            x = x_NE[start : start + ctx.chunk]
+            logits_NV = F.linear(x, rounded_VE) if ctx.logits is None else ctx.logits
+            ctx.logits = None
+            for rows, block_NV in _blocks(logits_NV, normaliser_N.dtype, start):
+                block_NV -= normaliser_N[rows, None]
+                factor_N1 = -d_logprobs_N[rows, None]
+                if ctx.entropy:
+                    factor_NV = (block_NV + entropy_N[rows, None]).mul_(-d_entropy_N[rows, None]).add_(factor_N1)
+                    block_NV.exp_().mul_(factor_NV)
+                else:
+                    block_NV.exp_().mul_(factor_N1)
+                block_NV.scatter_add_(-1, labels_N[rows, None], -factor_N1)
+                logits_NV[rows.start - start : rows.stop - start] = block_NV
+            torch.mm(logits_NV, rounded_VE, out=d_x_NE[start : start + ctx.chunk])
+            piece_VE = (logits_NV.T @ x).to(weight_VE.dtype)
+            d_weight_VE = piece_VE if d_weight_VE is None else d_weight_VE.add_(piece_VE)
+        return d_x_NE, torch.zeros_like(weight_VE) if d_weight_VE is None else d_weight_VE, None, None, None
+
+
+def _blocks(logits_NV: Tensor, precision: torch.dtype, start: int) -> Any:
+    """(slice of the tokens, their logits as a copy in ``precision``) of a chunk that begins at token ``start``."""
+    for first in range(0, len(logits_NV), BLOCK):
+        block_NV = logits_NV[first : first + BLOCK]
+        yield slice(start + first, start + first + len(block_NV)), block_NV.to(precision, copy=True)
 
 
 def score_tokens(
@@ -41,19 +95,11 @@ def score_tokens(
     x_NE, labels_N = x_BSE.flatten(0, 1), labels_BS.flatten()
     if counted_N is not None:
         x_NE, labels_N = x_NE[counted_N], labels_N[counted_N]
-    if len(labels_N) <= chunk:
-        pieces = [_score_chunk(x_NE, weight_VE, labels_N, entropy)]
-    else:
-        pieces = [
-            checkpoint(_score_chunk, x, weight_VE, labels, entropy, use_reentrant=False, preserve_rng_state=False)
-            for x, labels in zip(x_NE.split(chunk), labels_N.split(chunk))
-        ]
+    scores = Scores.apply(x_NE, weight_VE, labels_N, chunk, entropy)
 
-    def spread(parts: list[Tensor]) -> Tensor:
-        values_N = torch.cat(parts)
+    def spread(values_N: Tensor) -> Tensor:
         if counted_N is not None:
             values_N = values_N.new_zeros(labels_BS.numel()).index_put((counted_N,), values_N)
         return values_N.view_as(labels_BS).clone()  # FSDP2 hooks outputs, and a view could lose its hook
 
-    logprobs = spread([piece[0] for piece in pieces])
-    return TokenOutputs(logprobs, spread([piece[1] for piece in pieces if piece[1] is not None]) if entropy else None)
+    return TokenOutputs(spread(scores[0]), spread(scores[1]) if entropy else None)
