@@ -21,6 +21,7 @@ from farside.parallel import comm
 
 class TensorParallel(Protocol):
     size: int
+    rank: int
 
     def enter(self, x_BTE: Tensor) -> Tensor:
         """[B, T, E] -> [B, L, E]: all tokens, for a column-parallel product."""
@@ -38,11 +39,9 @@ class TensorParallel(Protocol):
         """[B, T, ...] -> [B, L, ...] for outputs that every rank goes on to treat alike."""
         ...
 
-    def label_scores(
-        self, logits_Nv: Tensor, labels_N: Tensor, *, vocab_size: int, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability of each label and, if asked for, the entropy of each distribution over the whole
-        vocabulary, in nats: [N] each."""
+    def combine(self, picked_N: Tensor, normaliser_N: Tensor, entropy_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From this rank's rows of the vocabulary to all: the label's logit (0 where another rank holds it),
+        logsumexp of the logits, entropy of their softmax in nats."""
         ...
 
 
@@ -50,6 +49,7 @@ class WholeTensors:
     """Tensor-parallel degree 1."""
 
     size = 1
+    rank = 0
 
     def enter(self, x_BTE: Tensor) -> Tensor:
         return x_BTE
@@ -63,14 +63,8 @@ class WholeTensors:
     def unshard(self, x: Tensor) -> Tensor:
         return x
 
-    def label_scores(
-        self, logits_Nv: Tensor, labels_N: Tensor, *, vocab_size: int, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        if not entropy:
-            return -F.cross_entropy(logits_Nv, labels_N, reduction="none"), None
-        logprobs_NV = logits_Nv.log_softmax(-1)
-        picked_N = logprobs_NV.gather(-1, labels_N[:, None]).squeeze(-1)
-        return picked_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    def combine(self, picked_N: Tensor, normaliser_N: Tensor, entropy_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return picked_N, normaliser_N, entropy_N
 
 
 class ShardedTensors:
@@ -95,47 +89,11 @@ class ShardedTensors:
     def unshard(self, x: Tensor) -> Tensor:
         return comm.gather_alike(x, 1, self.group)
 
-    def label_scores(
-        self, logits_Nv: Tensor, labels_N: Tensor, *, vocab_size: int, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        first = self.rank * logits_Nv.shape[-1]
-        spare = first + logits_Nv.shape[-1] - vocab_size
-        if spare > 0:  # rows that pad the vocabulary to a multiple of tp are no tokens
-            logits_Nv = F.pad(logits_Nv[:, :-spare], (0, spare), value=float("-inf"))
-        logprobs_N, entropy_N = VocabParallelScores.apply(logits_Nv, labels_N - first, self.group)
-        return logprobs_N, entropy_N if entropy else None
-
-
-class VocabParallelScores(torch.autograd.Function):
-    """(log-probability of the label, entropy) from logits cut over the vocabulary: V -> I on the group.
-
-    rows_N: the label's column here; outside 0..v-1 where another rank holds it. Two small all-reduces forward, none
-    backward: with S = sum exp(z - m), p = exp(z - m) / S and u = z - m, d logprob / dz = onehot - p and
-    d entropy / dz = p (E[u] - u).
-    """
-
-    @staticmethod
-    def forward(ctx, logits_Nv: Tensor, rows_N: Tensor, group: comm.Group) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        largest_N = comm.max_(logits_Nv.amax(-1), group)
-        shifted_Nv = logits_Nv - largest_N[:, None]
-        exp_Nv = shifted_Nv.exp()
-        here_N = (rows_N >= 0) & (rows_N < logits_Nv.shape[-1])
-        rows_N = torch.where(here_N, rows_N, 0)
-        picked_N = torch.where(here_N, shifted_Nv.gather(-1, rows_N[:, None]).squeeze(-1), 0.0)
-        weighted_Nv = torch.where(exp_Nv > 0, exp_Nv * shifted_Nv, 0.0)  # 0 · -inf of padding is 0 here
-        total_N, picked_N, mean_N = comm.sum_(
-            torch.stack([exp_Nv.sum(-1), picked_N, weighted_Nv.sum(-1)]), group
-        ).unbind()
-        mean_N = mean_N / total_N
-        ctx.save_for_backward(exp_Nv / total_N[:, None], shifted_Nv, mean_N, rows_N, here_N)
-        return picked_N - total_N.log(), total_N.log() - mean_N
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        of_logprob_N, of_entropy_N = gradients
-        p_Nv, shifted_Nv, mean_N, rows_N, here_N = ctx.saved_tensors
-        result_Nv = -p_Nv * of_logprob_N[:, None]
-        result_Nv.scatter_add_(-1, rows_N[:, None], torch.where(here_N, of_logprob_N, 0.0)[:, None])
-        if of_entropy_N.any():
-            result_Nv += torch.where(p_Nv > 0, p_Nv * (mean_N[:, None] - shifted_Nv), 0.0) * of_entropy_N[:, None]
-        return result_Nv, None, None
+    def combine(self, picked_N: Tensor, normaliser_N: Tensor, entropy_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        largest_N = comm.max_(normaliser_N.clone(), self.group)
+        shares_N = (normaliser_N - largest_N).exp()
+        picked_N, total_N = comm.sum_(torch.stack([picked_N, shares_N]), self.group).unbind()
+        shares_N = shares_N / total_N  # probability of this rank's rows
+        # entropy of a mixture of disjoint parts: the parts' own, and that of the choice between them
+        entropy_N = comm.sum_(shares_N * entropy_N - torch.special.xlogy(shares_N, shares_N), self.group)
+        return picked_N, largest_N + total_N.log(), entropy_N

@@ -11,6 +11,7 @@ from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
 from farside.parallel.plan import ShardTable, part
 from farside.parallel.tensor import ShardedTensors, TensorParallel, WholeTensors
+from farside.train.model.heads import score_tokens
 from tests.ranks import Rank, RankPool
 
 B, L, E, WIDTH, VOCAB = 3, 8, 12, 20, 37
@@ -32,8 +33,8 @@ def weights() -> dict[str, Tensor]:
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCAB, (B, L), generator=generator)
-    labels = torch.randint(VOCAB, (B * L,), generator=generator)
-    return tokens, labels, torch.rand(B * L, generator=generator, dtype=torch.float64)
+    labels = torch.randint(VOCAB, (B, L), generator=generator)
+    return tokens, labels, torch.rand(B, L, generator=generator, dtype=torch.float64)
 
 
 def loss_of(tensors: TensorParallel, weight: dict[str, Tensor]) -> Tensor:
@@ -43,10 +44,10 @@ def loss_of(tensors: TensorParallel, weight: dict[str, Tensor]) -> Tensor:
     wide = F.silu(tensors.enter(x * weight["norm.weight"]) @ weight["x.up_proj.weight"].T)
     x = x + tensors.leave(wide @ weight["x.down_proj.weight"].T)
     values = tensors.unshard(x @ weight["score.weight"].T)
-    logits = tensors.enter(x).flatten(0, 1) @ weight["lm_head.weight"].T
-    logprobs, entropy = tensors.label_scores(logits, labels, vocab_size=VOCAB, entropy=True)
-    assert entropy is not None
-    return (counted * (0.3 * entropy - logprobs)).sum() + values.square().sum()
+    scores = score_tokens(tensors.enter(x), weight["lm_head.weight"], labels, 5, True, None, tensors, VOCAB)
+    assert scores.logprobs is not None
+    assert scores.entropy is not None
+    return (counted * (0.3 * scores.entropy - scores.logprobs)).sum() + values.square().sum()
 
 
 def alone() -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,20 +89,26 @@ def test_the_last_rank_of_an_odd_vocabulary_holds_padding() -> None:
     assert [part(37, 2), part(37, 4), part(8, 4), part(1, 4)] == [19, 10, 2, 1]
 
 
-def extreme(place: Rank, shift: float) -> tuple[Tensor, Tensor]:
+EXTREME = torch.tensor([[0.0, 5.0, -3.0, 1.0], [900.0, -900.0, 0.0, 899.0]], dtype=torch.float64)
+LABELS = torch.tensor([[1, 3]])
+
+
+def extreme(place: Rank, shift: float) -> tuple[Tensor | None, Tensor | None]:
     """Scores of logits so large that their exponential overflows, with the label on either rank."""
-    logits = torch.tensor([[0.0, 5.0, -3.0, 1.0], [900.0, -900.0, 0.0, 899.0]], dtype=torch.float64) + shift
-    tensors = ShardedTensors(torch.distributed.group.WORLD)
-    mine = logits[:, 2 * place.rank : 2 * place.rank + 2]
-    return tensors.label_scores(mine, torch.tensor([1, 3]), vocab_size=4, entropy=True)
+    tensors = ShardedTensors(torch.distributed.group.WORLD) if place.world_size > 1 else WholeTensors()
+    columns = 4 // place.world_size
+    weight = (EXTREME + shift)[:, columns * place.rank :][:, :columns].T
+    x = torch.eye(2, dtype=torch.float64)[None]
+    outputs = score_tokens(x, weight, LABELS, 8, True, None, tensors, 4)
+    return outputs.logprobs, outputs.entropy
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e4])
 def test_scores_do_not_overflow(ranks: RankPool, shift: float) -> None:
-    logits = torch.tensor([[0.0, 5.0, -3.0, 1.0], [900.0, -900.0, 0.0, 899.0]], dtype=torch.float64) + shift
-    wanted = WholeTensors().label_scores(logits, torch.tensor([1, 3]), vocab_size=4, entropy=True)
     for found in ranks.run(extreme, 2, shift):
-        for one, other in zip(found, wanted):
+        for one, other in zip(found, extreme(Rank(0, 1), shift)):
+            assert one is not None
+            assert other is not None
             assert (one - other.nan_to_num(0.0)).abs().max() <= 1e-11
 
 

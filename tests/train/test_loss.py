@@ -1,7 +1,6 @@
 """The loss is one scalar of the global batch: however tokens are chunked, packed, padded or dealt out."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -16,10 +15,9 @@ from farside.configs.rope import Rope
 from farside.configs.schema import ParallelConfig
 from farside.data.batch import Batch, Sample, document_sample
 from farside.parallel.mesh import ParallelDims
-from farside.parallel.tensor import WholeTensors
 from farside.train.engine.native import NativeEngine
 from farside.train.loss import lm_loss
-from farside.train.model.heads import LabelScores, score_tokens
+from farside.train.model.heads import score_tokens
 from tests.train.models import SMALL, logits_of, padded, random_batch, random_model, random_sample, small_config
 
 
@@ -42,10 +40,6 @@ def assert_equal(one: tuple[float, dict[str, Tensor]], other: tuple[float, dict[
         assert (gradient - other[1][name]).abs().max() <= 1e-12, name
 
 
-def scores(entropy: bool) -> LabelScores:
-    return partial(WholeTensors().label_scores, vocab_size=11, entropy=entropy)
-
-
 @given(
     tokens=st.integers(1, 30),
     chunk=st.integers(1, 31),
@@ -60,7 +54,7 @@ def test_chunked_scores_equal_unchunked_with_gradient(tokens: int, chunk: int, e
     found = []
     for size in (chunk, 10**6):
         a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        outputs = score_tokens(a, b, labels, scores(entropy), size)
+        outputs = score_tokens(a, b, labels, size, entropy)
         assert outputs.logprobs is not None
         assert (outputs.entropy is not None) == entropy
         values = [outputs.logprobs, *([outputs.entropy] if outputs.entropy is not None else [])]
@@ -163,9 +157,9 @@ def test_tokens_that_do_not_count_cost_no_logits_and_change_nothing() -> None:
     x = torch.randn(2, 9, 6, generator=generator, dtype=torch.float64)
     weight = torch.randn(11, 6, generator=generator, dtype=torch.float64)
     labels = torch.randint(11, (2, 9), generator=generator)
-    every = score_tokens(x, weight, labels, scores(True), 4)
+    every = score_tokens(x, weight, labels, 4, entropy=True)
     for counted in (torch.tensor([0, 5, 6, 17]), torch.arange(18), torch.arange(0)):
-        found = score_tokens(x, weight, labels, scores(True), 3, counted_N=counted)
+        found = score_tokens(x, weight, labels, 3, entropy=True, counted_N=counted)
         for one, other in ((found.logprobs, every.logprobs), (found.entropy, every.entropy)):
             assert one is not None
             assert other is not None

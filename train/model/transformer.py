@@ -9,7 +9,6 @@ key/value heads (of this rank, under tensor parallelism), D head dim, E model di
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -191,9 +190,16 @@ class Transformer(nn.Module):
             weight_1E = self.output_weight
             exact_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, weight_1E.dtype))
             return TokenOutputs(values=self.tensors.unshard(F.linear(exact_BTE, weight_1E).squeeze(-1)))
-        score = partial(self.tensors.label_scores, vocab_size=self.config.vocab_size, entropy=entropy)
-        x_BSE = self.tensors.enter(x_BTE)
-        return score_tokens(x_BSE, self.output_weight, labels_BS, score, self.loss_chunk, counted_N)
+        return score_tokens(
+            self.tensors.enter(x_BTE),
+            self.output_weight,
+            labels_BS,
+            self.loss_chunk,
+            entropy,
+            counted_N,
+            self.tensors,
+            self.config.vocab_size,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V]; for inference, on the few positions that are sampled from."""
