@@ -191,6 +191,12 @@ def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
+    def spmd_typecheck(out: Tensor, *, tensor: Tensor, group: Group) -> None:
+        from spmd_types import V, rules
+
+        rules.all_to_all(tensor, group, src=V, dst=V, out=out)
+
+    @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
         ctx.group = group
         tensor = tensor.contiguous()
@@ -207,3 +213,33 @@ class _AllToAll(torch.autograd.Function):
 def all_to_all(tensor: Tensor, group: Group) -> Tensor:
     """Differentiable: part r of dim 0 goes to rank r, part r of the result came from there. dim 0: as many as ranks."""
     return tensor if size(group) == 1 else _AllToAll.apply(tensor, group)
+
+
+# Typing rules of autograd functions that live elsewhere. ``spmd_types`` calls them while it checks types, and only then
+# is it imported. Local reading: on every mesh axis a tensor is Replicate, Invariant, Varying or Partial.
+
+
+def type_attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: Group) -> None:
+    """Attention over a context: on its axis queries, keys, values and output vary. Elsewhere it is a local operation
+    that is not linear in q, k, and so takes no Partial."""
+    from spmd_types import V, assert_type, rules
+
+    if group is not None:
+        for tensor in (q, k, v):
+            assert_type(tensor, {group: V})
+    rules.einsum("blhd,bmkd,bmkd->blhd", q, k, v, out=out)
+
+
+def type_ignored(*tensors: Tensor) -> None:
+    """Arguments that hold plans, not values."""
+    from spmd_types import rules
+
+    rules.ignore(*tensors)
+
+
+def type_permutation(out: Tensor, tensor: Tensor, order: Tensor) -> None:
+    """A local permutation of dim 1: linear, so it takes any type."""
+    from spmd_types import rules
+
+    type_ignored(order)
+    rules.einsum("b_...->b_...", tensor, linear_in=(0,), out=out)

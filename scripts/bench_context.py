@@ -17,8 +17,10 @@ from multiprocessing.connection import Connection
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
+from farside.parallel import comm
 from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 
@@ -42,9 +44,11 @@ def documents(tokens: int, count: int) -> Documents:
 def rank_main(rank: int, port: int, connection: Connection) -> None:
     """Answers every (variant, tokens, heads, dim, dtype, documents) with its seconds, until the pipe closes."""
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    contexts = {name: build(*names, dist.group.WORLD) for name, names in VARIANTS.items()}
+    # the parent holds the store, as torchrun's agent does
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    group = init_device_mesh("cpu", (RANKS,)).get_group()
+    contexts = {name: build(*names, group) for name, names in VARIANTS.items()}
     while True:
         try:
             name, tokens, heads, dim, dtype, count = connection.recv()
@@ -54,7 +58,7 @@ def rank_main(rank: int, port: int, connection: Connection) -> None:
         generator = torch.Generator().manual_seed(rank)
         shape = (1, tokens // RANKS, heads, dim)
         q, k, v = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
-        dist.barrier()
+        comm.barrier(group)
         begin = time.perf_counter(), time.process_time()
         out = contexts[name].attend(q, k, v, docs)
         out.backward(out.detach())

@@ -28,6 +28,13 @@ class GatherAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    def spmd_typecheck(
+        out: Tensor, *, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, places_NBL: Tensor, group: comm.Group
+    ) -> None:
+        comm.type_ignored(places_NBL)
+        comm.type_attention(out, q_BLHD, k_BLKD, v_BLKD, group)
+
+    @staticmethod
     def forward(
         ctx: Any,
         q_BLHD: Tensor,

@@ -18,6 +18,9 @@ from farside.parallel.context.documents import Documents
 from farside.parallel.context.ring import RingAttention
 from farside.parallel.context.sharded import BytesSent
 
+MASKED_PAIRS = 8192
+"""Per tile: with fewer (query, key) pairs in the whole mask, one masked call is faster than a call per document."""
+
 
 class ContextParallel(Protocol):
     """docs are those of the whole micro-batch, unsharded and equal on all ranks of the context."""
@@ -63,13 +66,23 @@ class SingleRank:
         return x_BL
 
     def attend(self, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, docs: Documents) -> Tensor:
+        plan = docs.planned("single rank", lambda: self._plan(docs))
+        if isinstance(plan, tiles.Steps):
+            kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
+            return RingAttention.apply(q_BLHD, k_BLKD, v_BLKD, plan, None, kernel)
+        mask = None if plan is None else plan.to(q_BLHD.device)
+        q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLKD, v_BLKD))  # [B, L, H, D] -> [B, H, L, D]
+        gqa = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=gqa).transpose(1, 2)
+
+    def _plan(self, docs: Documents) -> tiles.Steps | Tensor | None:
+        """None: plain causal. Tiles: one call per document, else a mask [B, 1, S, S] where documents are very short."""
         if docs.single:
-            q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLKD, v_BLKD))  # [B, L, H, D] -> [B, H, L, D]
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-            return out.transpose(1, 2)
-        steps = docs.planned("single rank", lambda: tiles.plan(docs, docs.places_BS, [docs.places_BS]))
-        kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
-        return RingAttention.apply(q_BLHD, k_BLKD, v_BLKD, steps, None, kernel)
+            return None
+        steps = tiles.plan(docs, docs.places_BS, [docs.places_BS])
+        few = docs.places_BS.size * docs.places_BS.shape[1] < MASKED_PAIRS * len(steps.tiles[0])
+        # torch's kernels do not agree on a row that sees nothing: padding always takes the tiles
+        return docs.allowed_BSS[:, None] if few and (docs.pairs_BS > 0).all() else steps
 
     def work(self, docs: Documents) -> np.ndarray:
         return docs.pairs_BS.sum(keepdims=True).reshape(1)

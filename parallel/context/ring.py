@@ -32,6 +32,10 @@ class RingAttention(torch.autograd.Function):
     """apply(q, k, v, steps, group, kernel) -> out, like q. Step s holds the tiles against rank r - s of the ring."""
 
     @staticmethod
+    def spmd_typecheck(out: Tensor, *, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, group: comm.Group) -> None:
+        comm.type_attention(out, q_BLHD, k_BLKD, v_BLKD, group)
+
+    @staticmethod
     def forward(
         ctx: Any, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, steps: Steps, group: comm.Group, kernel: Kernel
     ) -> Tensor:

@@ -47,6 +47,10 @@ class Reorder(torch.autograd.Function):
     """A permutation of every row's slots; its backward is the inverse permutation, not a scatter-add."""
 
     @staticmethod
+    def spmd_typecheck(out: Tensor, *, x_BM: Tensor, order_BM: Tensor) -> None:
+        comm.type_permutation(out, x_BM, order_BM)
+
+    @staticmethod
     def forward(ctx: Any, x_BM: Tensor, order_BM: Tensor) -> Tensor:
         ctx.save_for_backward(order_BM)
         return _take(x_BM, order_BM)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farside.parallel.context import tiles
 from farside.parallel.context.attention import SingleRank
 from farside.parallel.context.documents import Documents
 from farside.parallel.context.reference import reference_attention
@@ -43,6 +44,33 @@ def test_equals_reference_with_gradients(first: list[int], second: int, kv_heads
         found.append([out.detach(), *[x.grad for x in leaves]])
     for fast, slow in zip(*found):
         assert (fast - slow).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("lengths", [[[300, 212]], [[100, 300, 112], [512]]])
+def test_long_documents_take_a_call_each_and_equal_the_reference(lengths: list[list[int]]) -> None:
+    docs = documents(lengths)
+    *qkv, weight = inputs(docs, 4, 2, 8)
+    assert isinstance(SingleRank()._plan(docs), tiles.Steps)
+    assert SingleRank()._plan(documents([[3, 5, 4]])).dtype == torch.bool
+    found = []
+    for attend in (SingleRank().attend, reference_attention):
+        leaves = [x.clone().requires_grad_() for x in qkv]
+        out = attend(*leaves, docs)
+        (out * weight).sum().backward()
+        found.append([out.detach(), *[x.grad for x in leaves]])
+    for fast, slow in zip(*found):
+        assert (fast - slow).abs().max() <= 1e-12
+
+
+def test_padding_gives_zeros_and_no_nan_in_gradients() -> None:
+    docs = Documents.of(torch.tensor([[0, 0, 0, -1, -1], [-1, -1, 1, 1, 1]]))
+    q, k, v, weight = inputs(docs, 2, 1, 4)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    out = SingleRank().attend(*leaves, docs)
+    (out * weight).sum().backward()
+    for x in (out, *(x.grad for x in leaves)):
+        assert (x[docs.ids_BS < 0] == 0).all()
+        assert x.isfinite().all()
 
 
 def test_reference_is_softmax_over_the_documents_past() -> None:

@@ -75,7 +75,7 @@ def test_deepspeed_5248_gradients_are_sums_and_not_scaled_by_the_degree(ranks: R
 
 
 LONG = Case("ring", "zigzag", ((1024,),), 4, 2, 32)
-PRECISION = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
+PRECISION = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 GROWTH = (1.3, 1.5, 1.5, 1.5)
 """Over one rank: merging and summing in bf16 instead doubles the output's error at eight ranks (docs/context.md)."""
 
