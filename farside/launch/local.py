@@ -47,7 +47,7 @@ class Launcher:
         self.signals.append(number)
         (self.directory / STOP_FILE).touch()
         if len(self.signals) == 1:
-            os.write(2, b"\nstopping: saving a checkpoint first (again to kill)\n")  # print may be what we interrupt
+            os.write(2, b"\nstopping: saving first (again to kill)\n")  # print may be what we interrupt
         elif self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
