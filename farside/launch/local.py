@@ -24,6 +24,8 @@ from farside.train.metrics import (
 )
 
 STOP_FILE = "stop"
+PATIENT, IMPATIENT = 20.0, 2.0
+"""Seconds that W&B gets at a phase's end; and once it has not answered, so that a job does not wait every time."""
 
 
 class JobFailed(Exception):
@@ -42,6 +44,7 @@ class Launcher:
     before: Descriptions
     process: subprocess.Popen[bytes] | None = None
     signals: list[int] = field(default_factory=list)
+    patience: float = PATIENT
 
     def on_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -103,8 +106,9 @@ class Launcher:
             )
             code = self.process.wait()
             self.process = None
-        warning = stop_mirror(mirror, directory)
+        warning = stop_mirror(mirror, directory, self.patience)
         if warning:
+            self.patience = IMPATIENT
             print(f"warning: {warning}", file=sys.stderr)
         outcome = str(read_status(directory).get("status"))
         # torchrun itself fails when a signal reaches it, though its workers saved and ended well
