@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,25 @@ def is_finished(config: Config, directory: Path) -> bool:
     return not compose.differences(compose.load(path), config)
 
 
-def begin(plan: SweepPlan, command: str, words: list[str]) -> None:
-    """Makes the sweep's directory, so that ``farside status`` knows it from the first point on."""
+def begin(plan: SweepPlan, command: str, words: list[str]) -> Callable[[], None]:
+    """Makes the sweep's directory, so that ``farside status`` knows it from the first point on; returns what takes
+    that back for a sweep that is refused."""
+    path = plan.directory / SWEEP
+    before = path.read_bytes() if path.is_file() else None
     try:
         plan.directory.mkdir(parents=True, exist_ok=True)
         line = " ".join(["farside", command, *words])
         write_json(plan.directory / SWEEP, {"command": command, "line": line, "planned": plan.points, "points": []})
     except OSError as error:
         raise UserError(f"run.dir {plan.directory}: cannot be written ({error.strerror}); name another") from error
+
+    def take_back() -> None:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+
+    return take_back
 
 
 def read_points(directory: Path) -> tuple[dict[str, Any], list[Point]]:
