@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,8 @@ def _failure(directory: Path, process: list[str], code: int, log: str) -> JobFai
         )
         log_file = directory / "logs" / f"rank_{first['rank']}.log"
         return JobFailed(f"{directory}: rank {first['rank']}: {first['cause']} (see {log_file})", 1)
+    if shutil.disk_usage(directory).free < 1 << 20:  # nor could a record of the cause be written
+        return JobFailed(f"{directory}: No space left on device; free some, then the same command resumes", 1)
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return JobFailed(f"{directory}: workers ended with {reason} (see {directory / 'logs' / 'launcher.log'})", 1)
 

@@ -141,15 +141,21 @@ def _read(directory: Path, name: str, command: str) -> Point:
     )
 
 
-def finish(directory: Path) -> int:
-    """Prints the summary, writes sweep.json, sweep.png and sweep.html; returns the exit code: that of the worst
-    point, 0 if none failed."""
-    from farside.launch.sweep_table import show
+def summarise(directory: Path, sweep: dict[str, Any], points: list[Point]) -> Path:
+    """Writes sweep.json, sweep.png and sweep.html; returns the page's path."""
     from farside.report.sweep import write_sweep_report
 
+    told = [{**asdict(point), "loss": point.loss if _sound(point) else None} for point in points]  # JSON has no nan
+    write_json(directory / SWEEP, {**sweep, "points": told})
+    return write_sweep_report(directory, sweep, points)
+
+
+def finish(directory: Path) -> int:
+    """Prints and writes the summary; returns the exit code: that of the worst point, 0 if none failed."""
+    from farside.launch.sweep_table import show
+
     sweep, points = read_points(directory)
-    write_json(directory / SWEEP, {**sweep, "points": [asdict(point) for point in points]})
-    page = write_sweep_report(directory, sweep, points)
+    page = summarise(directory, sweep, points)
     show(directory, sweep["command"], points, page)
     failed = [point for point in points if point.status == "failed"]
     for point in failed:
