@@ -68,6 +68,7 @@ def test_failing_point_is_named_and_the_others_finish(tmp_path: Path, sweep: lis
     assert farside(["status", "sweep"], tmp_path).stdout.splitlines()[1:] == table[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_interrupt_stops_the_sweep_and_the_same_command_goes_on(tmp_path: Path, words: list[str]) -> None:
     overrides = [word for word in words if not word.startswith("train.steps")]
