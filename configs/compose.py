@@ -43,10 +43,11 @@ def compose(overrides: list[str]) -> Config:
 @dataclass(frozen=True)
 class SweepPlan:
     """directory: holds a run directory a point; points: their names in Hydra's order, None where only a sweeper
-    plugin knows them."""
+    plugin knows them; override: tells Hydra the directory, which a swept run.name must not move."""
 
     directory: Path
     points: list[str] | None
+    override: str
 
 
 def plan_sweep(words: list[str]) -> SweepPlan | None:
@@ -57,8 +58,10 @@ def plan_sweep(words: list[str]) -> SweepPlan | None:
     from hydra.errors import HydraException
 
     flags = get_args_parser().parse_args(words)
-    if not flags.multirun or any((flags.cfg, flags.help, flags.hydra_help, flags.info, flags.shell_completion)):
+    if not flags.multirun or flags.help or flags.hydra_help:
         return None
+    if flags.cfg or flags.info or flags.run or flags.shell_completion:
+        raise UserError("--multirun: runs jobs, so it goes with none of --cfg, --info, --run; leave one out")
     register()
     try:
         given = _parse(flags.overrides)
@@ -67,7 +70,8 @@ def plan_sweep(words: list[str]) -> SweepPlan | None:
             fixed.append(f"hydra.searchpath=[file://{Path(flags.config_dir).resolve()}]")
         with initialize_config_module("farside.configs", version_base="1.3"):
             sweep = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep
-        return SweepPlan(Path(sweep.dir) / sweep.subdir, _points(given))
+        quoted = str(sweep.dir).replace("\\", "\\\\").replace("'", "\\'")
+        return SweepPlan(Path(sweep.dir) / sweep.subdir, _points(given), f"hydra.sweep.dir='{quoted}'")
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
 

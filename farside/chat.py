@@ -120,7 +120,7 @@ class Shown:
     def add(self, token: int) -> None:
         if token in self.marks and self.out.is_terminal:
             self._print(last=True)
-            if self.thinking and not self.marks[token]:
+            if self.thinking and self.printed and not self.marks[token]:
                 self.out.print()
             self.tokens, self.printed, self.thinking = [], "", self.marks[token]
             return

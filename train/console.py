@@ -53,7 +53,9 @@ class StepPrinter:
                 BarColumn(bar_width=None),
                 TextColumn("{task.completed}/{task.total}"),
             ]
-            self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+            # stderr is the rank's log already: redirected, warnings would land in the middle of the lines
+            options: dict[str, Any] = {"console": self.console, "transient": True, "redirect_stderr": False}
+            self.progress = Progress(*columns, TimeRemainingColumn(), **options)
             self.task = self.progress.add_task(title, total=steps)
             self.progress.start()
 

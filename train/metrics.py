@@ -161,7 +161,7 @@ def start_mirror(run_dir: Path, project: str, name: str, mode: str) -> subproces
         )
 
 
-def stop_mirror(mirror: subprocess.Popen[bytes] | None, run_dir: Path, seconds: float = 20.0) -> str | None:
+def stop_mirror(mirror: subprocess.Popen[bytes] | None, run_dir: Path, seconds: float) -> str | None:
     """Lets the mirror drain for at most ``seconds``; returns a warning if it did not end well."""
     if mirror is None:
         return None

@@ -1,6 +1,5 @@
 """Commands to work: Hydra composes once, then workers start. Light: neither torch nor the phases are imported here."""
 
-import contextlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -69,9 +68,14 @@ def sweep(command: str, plan: SweepPlan, words: list[str]) -> int:
         return max((outcome.code for outcome in outcomes), default=0)
     from farside.launch import sweep as sweeps
 
-    sweeps.begin(plan, command, words)
-    with contextlib.suppress(KeyboardInterrupt):  # a stopped point stops the sweep; it has saved
+    take_back = sweeps.begin(plan, command, words)
+    try:
         run_hydra(command, words, lambda config: start(command, config, words), plan)
+    except KeyboardInterrupt:
+        pass  # a stopped point stops the sweep; it has saved
+    except UserError:  # Hydra refuses a point: none was run
+        take_back()
+        raise
     return sweeps.finish(plan.directory)
 
 
@@ -104,7 +108,7 @@ def run_hydra(
             outcomes.append(Outcome(2, text))
 
     compose.register()
-    sys.argv = [f"farside {command}", *words]
+    sys.argv = [f"farside {command}", *words, *([plan.override] if plan else [])]
     try:
         hydra.main(version_base="1.3", config_path="pkg://farside.configs", config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:

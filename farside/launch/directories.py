@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
-from farside.launch.sweep import SWEEP, read_points
+from farside.launch.sweep import SWEEP, read_points, summarise
 from farside.train.console import say
-from farside.train.metrics import is_held, write_json
+from farside.train.metrics import is_held
 
 
 def run(command: str, words: list[str]) -> int:
@@ -31,14 +30,11 @@ def run(command: str, words: list[str]) -> int:
 def report(directories: list[Path]) -> None:
     from farside.report.compare import write_comparison
     from farside.report.page import write_report
-    from farside.report.sweep import write_sweep_report
 
     if len(directories) > 1:
         print(write_comparison(directories))
     elif (directories[0] / SWEEP).is_file():
-        sweep, points = read_points(directories[0])
-        write_json(directories[0] / SWEEP, {**sweep, "points": [asdict(point) for point in points]})
-        print(write_sweep_report(directories[0], sweep, points))
+        print(summarise(directories[0], *read_points(directories[0])))
     else:
         print(write_report(directories[0]))
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from farside.train.metrics import (
 )
 
 STOP_FILE = "stop"
+PATIENT, IMPATIENT = 20.0, 2.0
+"""Seconds that W&B gets at a phase's end; and once it has not answered, so that a job does not wait every time."""
 
 
 class JobFailed(Exception):
@@ -42,12 +45,13 @@ class Launcher:
     before: Descriptions
     process: subprocess.Popen[bytes] | None = None
     signals: list[int] = field(default_factory=list)
+    patience: float = PATIENT
 
     def on_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
         (self.directory / STOP_FILE).touch()
         if len(self.signals) == 1:
-            os.write(2, b"\nstopping: saving a checkpoint first (again to kill)\n")  # print may be what we interrupt
+            os.write(2, b"\nstopping: saving first (again to kill)\n")  # print may be what we interrupt
         elif self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
@@ -103,8 +107,9 @@ class Launcher:
             )
             code = self.process.wait()
             self.process = None
-        warning = stop_mirror(mirror, directory)
+        warning = stop_mirror(mirror, directory, self.patience)
         if warning:
+            self.patience = IMPATIENT
             print(f"warning: {warning}", file=sys.stderr)
         outcome = str(read_status(directory).get("status"))
         # torchrun itself fails when a signal reaches it, though its workers saved and ended well
@@ -156,6 +161,8 @@ def _failure(directory: Path, process: list[str], code: int, log: str) -> JobFai
         )
         log_file = directory / "logs" / f"rank_{first['rank']}.log"
         return JobFailed(f"{directory}: rank {first['rank']}: {first['cause']} (see {log_file})", 1)
+    if shutil.disk_usage(directory).free < 1 << 20:  # nor could a record of the cause be written
+        return JobFailed(f"{directory}: No space left on device; free some, then the same command resumes", 1)
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return JobFailed(f"{directory}: workers ended with {reason} (see {directory / 'logs' / 'launcher.log'})", 1)
 

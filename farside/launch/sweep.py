@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,25 @@ def is_finished(config: Config, directory: Path) -> bool:
     return not compose.differences(compose.load(path), config)
 
 
-def begin(plan: SweepPlan, command: str, words: list[str]) -> None:
-    """Makes the sweep's directory, so that ``farside status`` knows it from the first point on."""
+def begin(plan: SweepPlan, command: str, words: list[str]) -> Callable[[], None]:
+    """Makes the sweep's directory, so that ``farside status`` knows it from the first point on; returns what takes
+    that back for a sweep that is refused."""
+    path = plan.directory / SWEEP
+    before = path.read_bytes() if path.is_file() else None
     try:
         plan.directory.mkdir(parents=True, exist_ok=True)
         line = " ".join(["farside", command, *words])
         write_json(plan.directory / SWEEP, {"command": command, "line": line, "planned": plan.points, "points": []})
     except OSError as error:
         raise UserError(f"run.dir {plan.directory}: cannot be written ({error.strerror}); name another") from error
+
+    def take_back() -> None:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+
+    return take_back
 
 
 def read_points(directory: Path) -> tuple[dict[str, Any], list[Point]]:
@@ -129,15 +141,21 @@ def _read(directory: Path, name: str, command: str) -> Point:
     )
 
 
-def finish(directory: Path) -> int:
-    """Prints the summary, writes sweep.json, sweep.png and sweep.html; returns the exit code: that of the worst
-    point, 0 if none failed."""
-    from farside.launch.sweep_table import show
+def summarise(directory: Path, sweep: dict[str, Any], points: list[Point]) -> Path:
+    """Writes sweep.json, sweep.png and sweep.html; returns the page's path."""
     from farside.report.sweep import write_sweep_report
 
+    told = [{**asdict(point), "loss": point.loss if _sound(point) else None} for point in points]  # JSON has no nan
+    write_json(directory / SWEEP, {**sweep, "points": told})
+    return write_sweep_report(directory, sweep, points)
+
+
+def finish(directory: Path) -> int:
+    """Prints and writes the summary; returns the exit code: that of the worst point, 0 if none failed."""
+    from farside.launch.sweep_table import show
+
     sweep, points = read_points(directory)
-    write_json(directory / SWEEP, {**sweep, "points": [asdict(point) for point in points]})
-    page = write_sweep_report(directory, sweep, points)
+    page = summarise(directory, sweep, points)
     show(directory, sweep["command"], points, page)
     failed = [point for point in points if point.status == "failed"]
     for point in failed:

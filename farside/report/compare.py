@@ -17,6 +17,8 @@ from farside.report.read import Run, mapping, numbers_of, read_run
 from farside.train.eval.heatmap import language_name
 
 MOST_GRIDS = 8
+MOST_KEYS = 15
+"""More that differ are folded away."""
 CURVES = {
     "pretrain": ("Pretraining and context extension", [("loss", "loss, nats per weighted token", 1.0)]),
     "sft": ("Supervised warm start", [("loss", "loss, nats per weighted token", 1.0)]),
@@ -142,7 +144,10 @@ def _differences(runs: Sequence[Run], labels: Sequence[str]) -> Markup:
         if len({value for flat, value in zip(flats, values) if flat}) > 1:
             rows.append((tag("code", key), *values))
     parts: list[object] = [quiet(line) for line in unread]
-    if rows:
+    if len(rows) > MOST_KEYS:
+        shown = table(("key", *labels), rows, numeric=range(1, len(runs) + 1))
+        parts.append(tag("details", tag("summary", f"{len(rows)} keys differ"), shown))
+    elif rows:
         parts.append(table(("key", *labels), rows, numeric=range(1, len(runs) + 1)))
     else:
         parts.append(quiet("None: the configurations compute the same."))
@@ -153,6 +158,8 @@ def _value(flat: dict[str, Any], key: str) -> str:
     if key not in flat:
         return NONE
     value = flat[key]
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -115,6 +115,7 @@ th, td { padding: 7px 14px 7px 0; vertical-align: top; }
 td .soft { font-size: .88rem; }
 td { border-bottom: 1px solid var(--line); }
 td, code { unicode-bidi: isolate; }
+td:first-child > code { overflow-wrap: normal; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 12px 0 16px; }
 figure img { display: block; width: 100%; height: auto; }

@@ -1,5 +1,6 @@
 """A terminal of 40 columns: lines are folded at words, fields stay whole, and only a path may be longer."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 
 from farside.train.console import format_step
 from tests.cli.terminal import Terminal
-from tests.faults.driver import farside
 
 WIDTH = 40
 
@@ -34,17 +34,26 @@ def test_train(tmp_path: Path, words: list[str]) -> None:
     assert "finished: run" in lines
 
 
-@pytest.mark.timeout(90)
-def test_sweep_table(tmp_path: Path, words: list[str]) -> None:
-    command = ["train", "-m", *words, "train.steps=0,2", "data.seed=0", "train.seed=7,8", "run.dir=sweep"]
-    overrides = [word for word in command if word != "train.steps=4" and word != "train.steps=0,2"]
-    done = farside([*overrides, "train.steps=2"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = lines_of(["status", "sweep"], tmp_path)
-    places = [number for number, line in enumerate(lines) if "train.seed=" in line and "best" not in line]
-    assert [lines[place].removeprefix("* ") for place in places] == ["train.seed=7", "train.seed=8"]
-    for place in places:
-        assert re.match(r"  finished  loss \d\.\d\d  val\. loss \d\.\d\d", lines[place + 1])
+@pytest.mark.timeout(30)
+def test_sweep_table(tmp_path: Path) -> None:
+    for seed, loss in ((7, 2.5), (8, 3.25)):
+        run = tmp_path / f"train.seed={seed},optim.lr=0.001"
+        run.mkdir()
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": loss, "seconds": 1.0}) + "\n")
+        (run / "summary.json").write_text(json.dumps({"validation_loss": {"en": loss}}))
+        point = {"name": run.name, "status": "finished", "code": 0, "cause": None, "seconds": 8.31}
+        (run / "point.json").write_text(json.dumps(point))
+    (tmp_path / "sweep.json").write_text(json.dumps({"command": "train", "planned": None}))
+    assert lines_of(["status", str(tmp_path)], tmp_path) == [
+        "* train.seed=7,optim.lr=0.001",
+        "  finished  loss 2.50  val. loss 2.50",
+        "    time 8.3 s",
+        "train.seed=8,optim.lr=0.001",
+        "  finished  loss 3.25  val. loss 3.25",
+        "    time 8.3 s",
+        "best (*): train.seed=7,optim.lr=0.001,",
+        "  validation loss 2.50",
+    ]
 
 
 @pytest.mark.timeout(30)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from farside.configs import compose
+from farside.configs.errors import UserError
 from farside.launch.sweep import read_points
 from farside.report.headline import final_loss, measure
 from farside.report.read import read_run
@@ -67,6 +68,7 @@ def test_failing_point_is_named_and_the_others_finish(tmp_path: Path, sweep: lis
     assert farside(["status", "sweep"], tmp_path).stdout.splitlines()[1:] == table[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_interrupt_stops_the_sweep_and_the_same_command_goes_on(tmp_path: Path, words: list[str]) -> None:
     overrides = [word for word in words if not word.startswith("train.steps")]
@@ -89,6 +91,26 @@ def test_interrupt_stops_the_sweep_and_the_same_command_goes_on(tmp_path: Path, 
         assert farside(["stop", "sweep"], tmp_path).returncode == 0
         assert job.wait() == 0, job.said()
         assert "data.seed=1 (not started)" in job.out.read_text()
+
+
+@pytest.mark.timeout(60)
+def test_a_refused_sweep_leaves_the_earlier_one(tmp_path: Path) -> None:
+    """A value that Hydra refuses, in an awkwardly named directory; swept experiments share one directory."""
+    name = "it's, a=sweep"
+    quoted = name.replace("'", "\\'")
+    command = ["train", "-m", "checkpoint.every=0", f"run.dir='{quoted}'"]
+    failed = farside([*command, "experiment=tiny,smoke"], tmp_path)
+    assert failed.returncode == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+    before = (tmp_path / name / "sweep.json").read_bytes()
+    refused = farside([*command, "experiment=tiny,typo"], tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: experiment=typo: no such option")
+    assert (tmp_path / name / "sweep.json").read_bytes() == before
+    assert [path.name for path in sorted((tmp_path / name).glob("experiment=*"))] == [
+        "experiment=smoke",
+        "experiment=tiny",
+    ]
 
 
 def write(run: Path, losses: list[float], **summary: Any) -> Path:
@@ -147,7 +169,8 @@ def test_plan_of_a_sweep() -> None:
     assert plan is not None
     assert plan.directory == Path("runs/tiny")
     assert plan.points == [f"optim.lr={lr},train.seed={seed}" for lr in (0.001, 0.003) for seed in (0, 1)]
-    assert compose.plan_sweep(["-m", "--cfg", "job"]) is None
+    with pytest.raises(UserError, match="goes with none of --cfg"):
+        compose.plan_sweep(["-m", "--cfg", "job"])
     assert compose.plan_sweep(["experiment=tiny"]) is None
     swept = compose.plan_sweep(["-m", "experiment=glob(*)", "run.name=x"])
     assert swept is not None

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from farside.configs import compose
+from farside.launch import local
 from tests.faults.driver import TOKEN, Job, farside, last_step, sequence, status
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -91,3 +93,21 @@ def test_mirror_dies_with_the_launcher(tmp_path: Path, words: list[str]) -> None
         job.process.kill()
         job.process.wait()
         assert job.gone(15)
+
+
+@pytest.mark.timeout(60)
+def test_a_silent_server_is_waited_for_once_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later phases try again, but do not wait as long at their ends: five phases cost what one does."""
+    waited: list[float] = []
+
+    def silent(mirror: object, directory: Path, seconds: float) -> str:
+        waited.append(seconds)
+        return "W&B did not answer"
+
+    monkeypatch.setattr(local, "start_mirror", lambda *arguments: None)
+    monkeypatch.setattr(local, "stop_mirror", silent)
+    config = compose.compose(["experiment=tiny", "parallel.dp_shard=1"])
+    with local.launching(tmp_path / "job", "farside run") as launcher:
+        for phase in ("pretrain", "sft", "rl"):
+            launcher.run_workers("tests.cli.idle_worker", config, launcher.directory / phase)
+    assert waited == [20.0, 2.0, 2.0]

@@ -13,7 +13,7 @@ import torch
 from farside.configs.errors import UserError
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.store import newest
-from tests.faults.driver import Job, farside, last_step, sequence
+from tests.faults.driver import Job, farside, sequence
 from tests.mounts import small_disk
 
 TENSORS = {"model": {"weight": torch.arange(64.0)}, "optimizer": {"moment": torch.ones(64)}}
@@ -91,53 +91,37 @@ def test_flipped_byte_is_named(tmp_path: Path) -> None:
     assert checkpoint_format.read(folder).step == 10
 
 
-@pytest.mark.timeout(90)
-def test_disk_full_while_saving(tmp_path: Path, words: list[str]) -> None:
-    command = ["train", *words, "train.steps=60", "checkpoint.every=20", "run.dir=run"]
-    run = tmp_path / "run"
-    with Job(command, tmp_path) as job:
-        job.until(lambda: last_step(run) >= 21)
-        resource.prlimit(job.rank(0), resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file may not grow beyond
-        assert job.wait() == 1, job.said()
-    lines = job.err.read_text().splitlines()
-    assert len(lines) == 1, lines
-    assert "checkpoint of step 40 not saved" in lines[0]
-    assert "the one before it is untouched" in lines[0]
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000020"]
-
-    done = farside(command, tmp_path)  # there is space again
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step 20" in done.stdout
-    assert [record["step"] for record in sequence(run)] == list(range(1, 61))
-
-
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("room", [300_000, 0], ids=["no room for a checkpoint", "no room at all"])
-def test_full_disk(tmp_path: Path, words: list[str], room: int) -> None:
-    """A real one where root may mount; elsewhere the test above does with a limit on files what it can."""
+@pytest.mark.parametrize("room", [300_000, pytest.param(0, marks=pytest.mark.slow)], ids=["some room", "none at all"])
+def test_disk_full_while_saving(tmp_path: Path, words: list[str], room: int) -> None:
+    """A real full disk where root may mount one; elsewhere a limit on the size of files, which fails alike."""
     disk = tmp_path / "disk"
     run = disk / "run"
-    command = ["train", *words, "train.steps=60", "checkpoint.every=20", f"run.dir={run}"]
+    command = ["train", *words, "train.steps=24", "checkpoint.every=8", f"run.dir={run}"]
     with small_disk(disk, 16) as mounted:
-        if not mounted:
-            return
         with Job(command, tmp_path) as job:
-            job.until(lambda: (run / "checkpoints" / "step_00000020").exists())
-            fill(disk, room)
+            job.until(lambda: (run / "checkpoints" / "step_00000008").exists())
+            if mounted:
+                fill(disk, room)
+            else:
+                resource.prlimit(job.rank(0), resource.RLIMIT_FSIZE, (room // 3, room // 3))
             assert job.wait() == 1, job.said()
             assert job.gone()
         lines = job.err.read_text().splitlines()
         assert len(lines) == 1, lines
-        assert "No space left on device" in lines[0]
-        assert "Traceback" not in job.out.read_text()
-        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000020"]
-        assert checkpoint_format.read(run / "checkpoints" / "step_00000020").step == 20
+        if mounted:
+            assert "No space left on device" in lines[0]
+        if room:
+            assert "checkpoint of step 16 not saved" in lines[0]
+            assert "the one before it is untouched" in lines[0]
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000008"]
+        assert checkpoint_format.read(run / "checkpoints" / "step_00000008").step == 8
 
-        (disk / "ballast").unlink()
+        (disk / "ballast").unlink(missing_ok=True)  # there is space again
         done = farside(command, tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "resumed at step 20" in done.stdout
-        assert [record["step"] for record in sequence(run)] == list(range(1, 61))
+        assert "resumed at step 8" in done.stdout
+        assert [record["step"] for record in sequence(run)] == list(range(1, 25))
 
 
 def fill(disk: Path, room: int) -> None:
