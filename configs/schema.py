@@ -275,7 +275,9 @@ class RewardConfig:
     samples: int = 8
     """Samples a problem."""
     held_out_prompts: int = 128
-    """Further problems, whose pairs only measure accuracy."""
+    """Further problems, whose pairs only measure accuracy; all of one form."""
+    mixed_pairs: int = 2
+    """Pairs of different forms that a training problem may add, so that the model can compare forms too."""
     temperature: float = 1.0
     steps: int = 100
     lr: float = 1e-3

@@ -24,10 +24,14 @@ def shape_of(text: str) -> str:
     return re.sub(r"\d+", "0", text)
 
 
-def make_pairs(completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4) -> list[Pair]:
-    """Pairs each wrong answer with a right one of the same shape, nearest in length; unmatched ones are dropped.
+def make_pairs(
+    completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4, mixed: int = 0
+) -> list[Pair]:
+    """Pairs each wrong answer with a right one of the same shape, nearest in length; then up to ``mixed`` of the wrong
+    answers left over with a right one of any shape; the rest is dropped.
 
-    The wrong answers must be whole (ended, not truncated), so that neither format nor length gives them away.
+    The wrong answers must be whole (ended, not truncated). Pairs of one shape are given away neither by format nor by
+    length; mixed ones may be, and teach how much a shape can be trusted.
     """
     pairs: list[Pair] = []
     by_prompt: dict[int, list[tuple[Completion, Verdict]]] = {}
@@ -36,14 +40,23 @@ def make_pairs(completions: Sequence[Completion], verdicts: Sequence[Verdict], p
     for samples in by_prompt.values():
         right = {item.text: item for item, verdict in samples if verdict.mark is Mark.correct}
         wrong = {item.text: item for item, verdict in samples if verdict.mark is Mark.wrong and not item.truncated}
-        free = list(right.values())
+        free, unmatched = list(right.values()), []
         for rejected in list(wrong.values())[:per_prompt]:
             alike = [item for item in free if shape_of(item.text) == shape_of(rejected.text)]
             if alike:
-                chosen = min(alike, key=lambda item: abs(len(item.tokens) - len(rejected.tokens)))
-                free.remove(chosen)
+                free.remove(chosen := _nearest(alike, rejected))
                 pairs.append(Pair(chosen, rejected))
+            else:
+                unmatched.append(rejected)
+        for rejected in unmatched[:mixed]:
+            others = [item for item in right.values() if shape_of(item.text) != shape_of(rejected.text)]
+            if others:
+                pairs.append(Pair(_nearest(others, rejected), rejected))
     return pairs
+
+
+def _nearest(answers: Sequence[Completion], other: Completion) -> Completion:
+    return min(answers, key=lambda item: abs(len(item.tokens) - len(other.tokens)))
 
 
 class PairFeed:

@@ -53,7 +53,8 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
                     settings.temperature,
                     config.train.seed,
                 )
-                found += make_pairs(answers, verifier.verify([(answer.prompt, answer.text) for answer in answers]))
+                verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
+                found += make_pairs(answers, verdicts, mixed=settings.mixed_pairs if split == "train" else 0)
             pairs[split] = [pair for part in comm.gather_objects(found, runtime.mesh.dp) for pair in part]
     if runtime.main:
         save_pairs(path, pairs)

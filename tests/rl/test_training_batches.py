@@ -93,6 +93,10 @@ def test_pairs_share_question_and_shape(tokenizer: Tokenizer, tmp_path: Path) ->
     assert [(pair.chosen.text, pair.rejected.text) for pair in pairs] == [(right.text, wrong.text)]
     assert shape_of(right.text) == shape_of(wrong.text) != shape_of(bare.text)
     assert make_pairs([bare, wrong], [Verdict(Mark.correct), Verdict(Mark.wrong)]) == [], "formats would differ"
+    (mixed,) = make_pairs([bare, wrong], [Verdict(Mark.correct), Verdict(Mark.wrong)], mixed=1)
+    assert (mixed.chosen.text, mixed.rejected.text) == (bare.text, wrong.text)
+    both = make_pairs([right, bare, wrong, cut, other], [Verdict(mark) for mark in marks], mixed=2)
+    assert both == pairs, "an answer with its like is not paired again; a cut one never"
     errors = [Verdict(Mark.correct), Verdict(Mark.error, "timeout")]
     assert make_pairs([right, wrong], errors) == [], "an error is not a wrong answer"
     save_pairs(tmp_path / "pairs.jsonl", {"train": pairs, "held_out": []})
