@@ -276,8 +276,10 @@ class RewardConfig:
     """Samples a problem."""
     held_out_prompts: int = 128
     """Further problems, whose pairs only measure accuracy; all of one form."""
-    mixed_pairs: int = 2
-    """Pairs of different forms that a training problem may add, so that the model can compare forms too."""
+    bare_pairs: bool = True
+    """Pair answers without work among themselves too. They give the model nothing to check but the sum itself."""
+    mixed_share: float = 0.15
+    """Training pairs of different form for each of one form, at most: they teach how far a form can be trusted."""
     temperature: float = 1.0
     steps: int = 100
     lr: float = 1e-3

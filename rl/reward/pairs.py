@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from farside.data.batch import Batch
+from farside.data.chat import END_THINK, THINK
 from farside.data.order import fold, permuted
 from farside.rl.reward.model import answer_batch
 from farside.rl.types import Completion, Mark, Prompt, Verdict
@@ -24,35 +25,38 @@ def shape_of(text: str) -> str:
     return re.sub(r"\d+", "0", text)
 
 
+def shows_work(text: str) -> bool:
+    return bool(text.partition(END_THINK)[0].removeprefix(THINK).strip())
+
+
 def make_pairs(
-    completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4, mixed: int = 0
-) -> list[Pair]:
-    """Pairs each wrong answer with a right one of the same shape, nearest in length; then up to ``mixed`` of the wrong
-    answers left over with a right one of any shape; the rest is dropped.
+    completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4, bare: bool = True
+) -> tuple[list[Pair], list[Pair]]:
+    """(alike, mixed): each wrong answer with a right one of the same shape, nearest in length, or else with a right one
+    of any other shape; a problem gives at most ``per_prompt`` pairs.
 
     The wrong answers must be whole (ended, not truncated). Pairs of one shape are given away neither by format nor by
-    length; mixed ones may be, and teach how much a shape can be trusted.
+    length; mixed ones may be, and teach how far a shape can be trusted. bare: whether answers that show no work are
+    paired among themselves.
     """
-    pairs: list[Pair] = []
+    alike_pairs: list[Pair] = []
+    mixed: list[Pair] = []
     by_prompt: dict[int, list[tuple[Completion, Verdict]]] = {}
     for completion, verdict in zip(completions, verdicts):
         by_prompt.setdefault(completion.prompt.index, []).append((completion, verdict))
     for samples in by_prompt.values():
         right = {item.text: item for item, verdict in samples if verdict.mark is Mark.correct}
         wrong = {item.text: item for item, verdict in samples if verdict.mark is Mark.wrong and not item.truncated}
-        free, unmatched = list(right.values()), []
+        free = list(right.values())
         for rejected in list(wrong.values())[:per_prompt]:
             alike = [item for item in free if shape_of(item.text) == shape_of(rejected.text)]
-            if alike:
-                free.remove(chosen := _nearest(alike, rejected))
-                pairs.append(Pair(chosen, rejected))
-            else:
-                unmatched.append(rejected)
-        for rejected in unmatched[:mixed]:
             others = [item for item in right.values() if shape_of(item.text) != shape_of(rejected.text)]
-            if others:
-                pairs.append(Pair(_nearest(others, rejected), rejected))
-    return pairs
+            if alike and (bare or shows_work(rejected.text)):
+                free.remove(chosen := _nearest(alike, rejected))
+                alike_pairs.append(Pair(chosen, rejected))
+            elif others:
+                mixed.append(Pair(_nearest(others, rejected), rejected))
+    return alike_pairs, mixed
 
 
 def _nearest(answers: Sequence[Completion], other: Completion) -> Completion:

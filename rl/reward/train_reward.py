@@ -40,7 +40,7 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
     pairs: dict[str, list[Pair]] = {}
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         for split, count in (("train", settings.prompts), ("held_out", settings.held_out_prompts)):
-            found: list[Pair] = []
+            found: tuple[list[Pair], list[Pair]] = ([], [])
             for first in range(0, count, SAMPLING_BATCH):
                 if runtime.stop.agreed(runtime.mesh, runtime.device):
                     raise Stopped("asked to stop while sampling pairs; they are drawn again")
@@ -54,8 +54,11 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
                     config.train.seed,
                 )
                 verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
-                found += make_pairs(answers, verdicts, mixed=settings.mixed_pairs if split == "train" else 0)
-            pairs[split] = [pair for part in comm.gather_objects(found, runtime.mesh.dp) for pair in part]
+                for kept, new in zip(found, make_pairs(answers, verdicts, bare=settings.bare_pairs)):
+                    kept += new
+            gathered = comm.gather_objects(found, runtime.mesh.dp)
+            alike, mixed = ([pair for part in gathered for pair in part[kind]] for kind in (0, 1))
+            pairs[split] = alike + (mixed[: int(settings.mixed_share * len(alike))] if split == "train" else [])
     if runtime.main:
         save_pairs(path, pairs)
     return pairs
