@@ -363,7 +363,11 @@ class RewardConfig:
     samples: int = 8
     """Samples a problem."""
     held_out_prompts: int = 128
-    """Further problems, whose pairs only measure accuracy."""
+    """Further problems, whose pairs only measure accuracy; all of one form."""
+    bare_pairs: bool = True
+    """Pair answers without work among themselves too. They give the model nothing to check but the sum itself."""
+    mixed_share: float = 0.15
+    """Training pairs of different form for each of one form, at most: they teach how far a form can be trusted."""
     temperature: float = 1.0
     steps: int = 100
     lr: float = 1e-3

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from farside.data.batch import Batch
+from farside.data.chat import END_THINK, THINK
 from farside.data.order import fold, permuted
 from farside.rl.reward.model import answer_batch
 from farside.rl.types import Completion, Mark, Prompt, Verdict
@@ -24,12 +25,22 @@ def shape_of(text: str) -> str:
     return re.sub(r"\d+", "0", text)
 
 
-def make_pairs(completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4) -> list[Pair]:
-    """Pairs each wrong answer with a right one of the same shape, nearest in length; unmatched ones are dropped.
+def shows_work(text: str) -> bool:
+    return bool(text.partition(END_THINK)[0].removeprefix(THINK).strip())
 
-    The wrong answers must be whole (ended, not truncated), so that neither format nor length gives them away.
+
+def make_pairs(
+    completions: Sequence[Completion], verdicts: Sequence[Verdict], per_prompt: int = 4, bare: bool = True
+) -> tuple[list[Pair], list[Pair]]:
+    """(alike, mixed): each wrong answer with a right one of the same shape, nearest in length, or else with a right one
+    of any other shape; a problem gives at most ``per_prompt`` pairs.
+
+    The wrong answers must be whole (ended, not truncated). Pairs of one shape are given away neither by format nor by
+    length; mixed ones may be, and teach how far a shape can be trusted. bare: whether answers that show no work are
+    paired among themselves.
     """
-    pairs: list[Pair] = []
+    alike_pairs: list[Pair] = []
+    mixed: list[Pair] = []
     by_prompt: dict[int, list[tuple[Completion, Verdict]]] = {}
     for completion, verdict in zip(completions, verdicts):
         by_prompt.setdefault(completion.prompt.index, []).append((completion, verdict))
@@ -39,11 +50,17 @@ def make_pairs(completions: Sequence[Completion], verdicts: Sequence[Verdict], p
         free = list(right.values())
         for rejected in list(wrong.values())[:per_prompt]:
             alike = [item for item in free if shape_of(item.text) == shape_of(rejected.text)]
-            if alike:
-                chosen = min(alike, key=lambda item: abs(len(item.tokens) - len(rejected.tokens)))
-                free.remove(chosen)
-                pairs.append(Pair(chosen, rejected))
-    return pairs
+            others = [item for item in right.values() if shape_of(item.text) != shape_of(rejected.text)]
+            if alike and (bare or shows_work(rejected.text)):
+                free.remove(chosen := _nearest(alike, rejected))
+                alike_pairs.append(Pair(chosen, rejected))
+            elif others:
+                mixed.append(Pair(_nearest(others, rejected), rejected))
+    return alike_pairs, mixed
+
+
+def _nearest(answers: Sequence[Completion], other: Completion) -> Completion:
+    return min(answers, key=lambda item: abs(len(item.tokens) - len(other.tokens)))
 
 
 class PairFeed:

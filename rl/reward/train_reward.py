@@ -41,7 +41,7 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
     rank, size = comm.rank(runtime.mesh.world), comm.size(runtime.mesh.world)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         for split, count in (("train", settings.prompts), ("held_out", settings.held_out_prompts)):
-            found: list[Pair] = []
+            found: tuple[list[Pair], list[Pair]] = ([], [])
             for first in range(0, count, SAMPLING_BATCH):
                 if runtime.stop.agreed(runtime.mesh, runtime.device):
                     raise Stopped("asked to stop while sampling pairs; they are drawn again")
@@ -54,8 +54,12 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
                     settings.temperature,
                     config.train.seed,
                 )
-                found += make_pairs(answers, verifier.verify([(answer.prompt, answer.text) for answer in answers]))
-            pairs[split] = [pair for part in comm.gather_objects(found, runtime.mesh.world) for pair in part]
+                verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])
+                for kept, new in zip(found, make_pairs(answers, verdicts, bare=settings.bare_pairs)):
+                    kept += new
+            gathered = comm.gather_objects(found, runtime.mesh.world)
+            alike, mixed = ([pair for part in gathered for pair in part[kind]] for kind in (0, 1))
+            pairs[split] = alike + (mixed[: int(settings.mixed_share * len(alike))] if split == "train" else [])
     if runtime.main:
         save_pairs(path, pairs)
     return pairs
@@ -82,6 +86,7 @@ def main(runtime: Runtime) -> None:
     store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     progress = begin(runtime, engine, store)
     longest = max(16, *(row_size([pair.chosen, pair.rejected]) + 1 for pair in pairs["train"]))
+    longest += -longest % config.parallel.pieces
     stage = Stage(
         0,
         "reward",

@@ -89,12 +89,19 @@ def test_pairs_share_question_and_shape(tokenizer: Tokenizer, tmp_path: Path) ->
     cut = completion(PROMPTS[1], "<think>6 5 5 5", tokenizer, truncated=True)
     other = completion(PROMPTS[0], "<think>7</think>8<|end|>", tokenizer)
     marks = [Mark.correct, Mark.correct, Mark.wrong, Mark.wrong, Mark.wrong]
-    pairs = make_pairs([right, bare, wrong, cut, other], [Verdict(mark) for mark in marks])
+    pairs, mixed = make_pairs([right, bare, wrong, cut, other], [Verdict(mark) for mark in marks])
     assert [(pair.chosen.text, pair.rejected.text) for pair in pairs] == [(right.text, wrong.text)]
+    assert mixed == [], "an answer with its like is not paired again; a cut one never"
     assert shape_of(right.text) == shape_of(wrong.text) != shape_of(bare.text)
-    assert make_pairs([bare, wrong], [Verdict(Mark.correct), Verdict(Mark.wrong)]) == [], "formats would differ"
+    alike, mixed = make_pairs([bare, wrong], [Verdict(Mark.correct), Verdict(Mark.wrong)])
+    assert alike == [], "formats differ"
+    assert [(pair.chosen.text, pair.rejected.text) for pair in mixed] == [(bare.text, wrong.text)]
+    bare_wrong = completion(PROMPTS[1], "<think></think>56<|end|>", tokenizer)
+    answers, verdicts = [bare, bare_wrong], [Verdict(Mark.correct), Verdict(Mark.wrong)]
+    assert len(make_pairs(answers, verdicts)[0]) == 1
+    assert make_pairs(answers, verdicts, bare=False) == ([], [])
     errors = [Verdict(Mark.correct), Verdict(Mark.error, "timeout")]
-    assert make_pairs([right, wrong], errors) == [], "an error is not a wrong answer"
+    assert make_pairs([right, wrong], errors) == ([], []), "an error is not a wrong answer"
     save_pairs(tmp_path / "pairs.jsonl", {"train": pairs, "held_out": []})
     assert load_pairs(tmp_path / "pairs.jsonl") == {"train": pairs, "held_out": []}
 
