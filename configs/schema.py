@@ -122,6 +122,15 @@ class ContextConfig:
     """hybrid: ranks of cp that divide the heads; the other factor of cp is the ring."""
 
 
+PipelineSchedule = Enum("PipelineSchedule", {"1f1b": "1f1b", "interleaved": "interleaved", "zbv": "zbv"})
+
+
+@dataclass
+class PipelineConfig:
+    schedule: PipelineSchedule = PipelineSchedule["1f1b"]
+    """1f1b: a stage a rank. interleaved: two stages a rank, smaller bubble. zbv: two, zero-bubble in V shape."""
+
+
 @dataclass
 class ParallelConfig:
     """Degrees of parallelism; their product is the number of ranks."""
@@ -137,6 +146,7 @@ class ParallelConfig:
     pp: int = 1
     """Pipeline stages."""
     context: ContextConfig = field(default_factory=ContextConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
     @property
     def ranks(self) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, ModelConfig
+from farside.configs.schema import Config, ModelConfig, Recompute
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,21 @@ def check_layout(config: Config) -> None:
             raise UserError(
                 f"parallel.tp = {tp} does not divide model.{key} = {value}; every rank needs as many: use a divisor"
             )
+    if (tp - 1) * -(-model.vocab_size // tp) >= model.vocab_size:
+        raise UserError(f"parallel.tp = {tp}: of model.vocab_size = {model.vocab_size} not every rank gets a row")
+    schedule = parallel.pipeline.schedule.value
+    stages = parallel.pp * (1 if schedule == "1f1b" else 2)
+    if parallel.pp > 1 and model.num_hidden_layers < stages:
+        raise UserError(
+            f"parallel.pp = {parallel.pp} with schedule {schedule} makes {stages} stages, but "
+            f"model.num_hidden_layers = {model.num_hidden_layers}: every stage needs a layer"
+        )
+    wrapped = config.train.compile or config.train.activation_checkpointing is not Recompute.none
+    if parallel.pp > 1 and schedule == "zbv" and wrapped:
+        raise UserError(
+            "parallel.pipeline.schedule=zbv splits the backward pass, which neither train.compile nor "
+            "train.activation_checkpointing supports; turn them off or use 1f1b"
+        )
     kind, degree = parallel.context.kind, parallel.ulysses
     if parallel.cp % degree:
         raise UserError(

@@ -51,10 +51,15 @@ class Batch:
 
     def padded_to_multiple(self, of: int) -> "Batch":
         """Rows lengthened at their end by positions that see nothing and count nothing (document -1)."""
-        room = -self.tokens.shape[1] % of
-        if not room:
+        rows, size = self.tokens.shape
+        return self.padded(rows, size + -size % of)
+
+    def padded(self, rows: int, size: int) -> "Batch":
+        """[rows, size], filled up with positions that see nothing and count nothing (document -1)."""
+        room = (0, size - self.tokens.shape[1], 0, rows - self.tokens.shape[0])
+        if not any(room):
             return self
-        pad = lambda x, value=0: F.pad(x, (0, room), value=value)  # noqa: E731
+        pad = lambda x, value=0: F.pad(x, room, value=value)  # noqa: E731
         return Batch(
             pad(self.tokens),
             pad(self.labels),

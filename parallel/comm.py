@@ -61,12 +61,19 @@ def gather_objects(value: Any, group: Group) -> list[Any]:
     return values
 
 
-def broadcast_object(value: Any, group: Group) -> Any:
-    """Rank 0's value on every rank. Pickles: only between our own ranks."""
+def broadcast(tensor: Tensor, source: int, group: Group) -> Tensor:
+    """In place: rank ``source``'s values on every rank; returns the tensor."""
+    if size(group) > 1:
+        dist.broadcast(tensor, group=group, group_src=source)
+    return tensor
+
+
+def broadcast_object(value: Any, group: Group, source: int = 0) -> Any:
+    """Rank ``source``'s value on every rank. Pickles: only between our own ranks."""
     if size(group) == 1:
         return value
-    values = [value if rank(group) == 0 else None]
-    dist.broadcast_object_list(values, group=group, group_src=0)
+    values = [value if rank(group) == source else None]
+    dist.broadcast_object_list(values, group=group, group_src=source)
     return values[0]
 
 
@@ -194,6 +201,7 @@ class _AllToAll(torch.autograd.Function):
     def spmd_typecheck(out: Tensor, *, tensor: Tensor, group: Group) -> None:
         from spmd_types import V, rules
 
+        assert group is not None
         rules.all_to_all(tensor, group, src=V, dst=V, out=out)
 
     @staticmethod

@@ -16,19 +16,26 @@ from farside.parallel import comm
 from farside.parallel.mesh import Mesh
 
 
-def apply_fsdp(model: nn.Module, blocks: Iterable[nn.Module], mesh: Mesh, dtype: torch.dtype | None = None) -> None:
+def apply_fsdp(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    mesh: Mesh,
+    dtype: torch.dtype | None = None,
+    reshard: bool = True,
+) -> None:
     """Shards each block and then the rest of the model over dp_shard x cp, in place; dp_replicate copies of that.
 
     dtype: type that weights are gathered and used in; shards keep their own, and gradients are added up, over
-    micro-batches and over ranks, in at least float32.
+    micro-batches and over ranks, in at least float32. reshard: free the gathered weights of a block between its forward
+    and its backward pass.
     """
     if mesh.tokens is None or mesh.device_mesh is None:
         return
     device_mesh = mesh.device_mesh["dp_replicate", "fsdp"] if mesh.dims.dp_replicate > 1 else mesh.device_mesh["fsdp"]
     policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=device_mesh, mp_policy=policy)
-    fully_shard(model, mesh=device_mesh, mp_policy=policy)
+        fully_shard(block, mesh=device_mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=device_mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # both: the setters do not recurse, and a factor alone takes a path gloo lacks (PREMUL_SUM)

@@ -104,6 +104,10 @@ class Mesh:
         return comm.rank(self.dp)
 
     @property
+    def pp_rank(self) -> int:
+        return comm.rank(self.pp)
+
+    @property
     def dp_size(self) -> int:
         return self.dims.dp_replicate * self.dims.dp_shard
 

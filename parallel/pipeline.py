@@ -41,6 +41,11 @@ def stage_numbers(schedule: str, pp: int, rank: int) -> list[int]:
     return [rank, 2 * pp - 1 - rank] if schedule == "zbv" else [rank, rank + pp]
 
 
+def last_rank(schedule: str, pp: int) -> int:
+    """The rank that holds the last stage."""
+    return 0 if schedule == "zbv" else pp - 1
+
+
 def split_layers(layers: int, stages: int, head: float) -> list[range]:
     """Contiguous runs of layers, one a stage, with the least possible busiest stage.
 
@@ -79,7 +84,6 @@ class Pipeline:
         count: int,
         activation: Tensor,
         outputs: tuple[Tensor, ...],
-        loss: Loss,
     ) -> None:
         assert group is not None
         pp = comm.size(group)
@@ -108,18 +112,19 @@ class Pipeline:
         self.numbers = torch.arange(count, device=device)
         kind = SCHEDULES[schedule]
 
-        def of_number(output: Tensor | tuple[Tensor, ...], number: Tensor) -> Tensor:
-            return loss(output if isinstance(output, tuple) else (output,), int(number))
-
         self.schedule = kind(
             stages if issubclass(kind, PipelineScheduleMulti) else stages[0],
             n_microbatches=count,
-            loss_fn=of_number,
+            loss_fn=self._loss_of,
             scale_grads=False,
         )
 
-    def forward_backward(self) -> None:
+    def _loss_of(self, output: Tensor | tuple[Tensor, ...], number: Tensor) -> Tensor:
+        return self.loss(output if isinstance(output, tuple) else (output,), int(number))
+
+    def forward_backward(self, loss: Loss) -> None:
         """All micro-batches forward and backward; gradients are left in the parameters. Collective."""
+        self.loss = loss
         first = (self.numbers,) if 0 in self.parts else ()
         target = self.numbers if len(self.rank_of) - 1 in self.parts else None
         self.schedule.step(*first, number=self.numbers, target=target, return_outputs=False)

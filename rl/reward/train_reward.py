@@ -93,7 +93,7 @@ def main(runtime: Runtime) -> None:
         0,
         settings.steps,
         longest,
-        engine.model.rope,
+        engine.rope,
         settings.lr,
         2 * settings.pairs_per_batch,
         2 * settings.micro_pairs,

@@ -60,9 +60,9 @@ def together(place: Rank, schedule: str, count: int) -> tuple[list[float], list[
 
     activation = torch.empty(B, T, E, dtype=torch.float64)
     output = torch.empty(B, T, dtype=torch.float64)
-    pipeline = Pipeline(parts, schedule, torch.distributed.group.WORLD, count, activation, (output,), loss)
+    pipeline = Pipeline(parts, schedule, torch.distributed.group.WORLD, count, activation, (output,))
     before = [loss_of(outputs[0], number).item() for number, outputs in enumerate(pipeline.forward())]
-    pipeline.forward_backward()
+    pipeline.forward_backward(loss)
     gradients = {name: p.grad for part in parts for name, p in part.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
     return found, before, gradients  # type: ignore[return-value]

@@ -21,6 +21,8 @@ from farside.configs.schema import (
     OptimConfig,
     OptimKind,
     ParallelConfig,
+    PipelineConfig,
+    PipelineSchedule,
 )
 from farside.configs.stages import check_layout
 from farside.data.batch import Batch
@@ -64,6 +66,7 @@ class Cell:
     tied: bool = True
     pieces: int = 1
     optimizer: str = "adamw"
+    schedule: str = "1f1b"
     dtype: str = "float64"
 
     @property
@@ -75,13 +78,24 @@ class Cell:
         axes = [f"{axis}{getattr(self, axis)}" for axis in ("dp_replicate", "dp_shard", "cp", "tp", "pp")]
         used = [axis for axis in axes if not axis.endswith("1")]
         context = [self.kind, self.layout] if self.cp > 1 else []
+        context += [self.schedule] if self.pp > 1 else []
         flags = [self.documents, self.weights, "tied" if self.tied else "untied", f"x{self.pieces}", self.optimizer]
         return " ".join([*used, *context, *flags, *([] if self.dtype == "float64" else [self.dtype])])
 
     def alone(self) -> "Cell":
         """The same training on one process."""
         return replace(
-            self, dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, kind="ring", layout="zigzag", pieces=1, dtype="float64"
+            self,
+            dp_replicate=1,
+            dp_shard=1,
+            cp=1,
+            tp=1,
+            pp=1,
+            kind="ring",
+            layout="zigzag",
+            pieces=1,
+            schedule="1f1b",
+            dtype="float64",
         )
 
 
@@ -99,7 +113,15 @@ def config_of(cell: Cell) -> Config:
     # a large eps makes Adam's update depend on the gradient's scale, so that clipping shows
     config.optim = OptimConfig(kind=OptimKind[cell.optimizer], clip_norm=CLIP, eps=1e-3)
     context = ContextConfig(ContextKind[cell.kind], ContextLayout[cell.layout])
-    config.parallel = ParallelConfig(cell.dp_replicate, cell.dp_shard, cell.cp, cell.tp, cell.pp, context)
+    config.parallel = ParallelConfig(
+        cell.dp_replicate,
+        cell.dp_shard,
+        cell.cp,
+        cell.tp,
+        cell.pp,
+        context,
+        PipelineConfig(PipelineSchedule[cell.schedule]),
+    )
     check_layout(config)
     return config
 

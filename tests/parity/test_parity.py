@@ -18,6 +18,14 @@ CELLS = [
     Cell(dp_replicate=2, cp=2, optimizer="muon", tied=False),
     Cell(dp_replicate=2, tp=2),
     Cell(cp=2, tp=2, optimizer="muon", documents="padded"),
+    Cell(pp=2, pieces=3),
+    Cell(pp=2, tied=False, schedule="interleaved", optimizer="muon", weights="half"),
+    Cell(pp=2, schedule="zbv", pieces=4),
+    Cell(pp=4, optimizer="muon"),
+    Cell(dp_shard=2, pp=2, pieces=3),
+    Cell(dp_shard=2, pp=2, schedule="zbv", optimizer="muon"),
+    Cell(tp=2, pp=2, schedule="interleaved", pieces=2),
+    Cell(cp=2, pp=2, documents="padded", layout="balanced", tied=False),
 ]
 
 

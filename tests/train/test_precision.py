@@ -35,7 +35,7 @@ def gradients(engine: NativeEngine, batches: list[Batch], total: float) -> dict[
 def test_products_are_bf16_and_everything_kept_is_fp32() -> None:
     engine, batch = make_engine(), float_batch(0)
     seen: set[torch.dtype] = set()
-    block = engine.model.model.layers[1]
+    block = engine.model.model.layers["1"]
     block.mlp.gate_proj.register_forward_hook(lambda module, given, result: seen.update({given[0].dtype, result.dtype}))
     outputs = engine.token_outputs([batch])[0]
     assert seen == {torch.bfloat16}

@@ -42,9 +42,10 @@ def test_recomputed_gradients_are_equal_bit_for_bit(recompute: Recompute) -> Non
 
 def kept_bytes(recompute: Recompute) -> int:
     """What the forward pass leaves allocated for the backward pass."""
-    engine, batch = make_engine(recompute), random_batch(0, 4, 256)
+    engine = make_engine(recompute)
+    _, items = engine._items([random_batch(0, 4, 256)])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        outputs = engine._outputs(batch)
+        (outputs,) = engine.stages.forward(items)
     assert outputs.logprobs is not None
     return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
 

@@ -1,31 +1,26 @@
-"""The native engine: our model, FSDP2, AdamW."""
+"""The native engine: our model under tensor, context, pipeline and data parallelism, AdamW or Muon."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, Dtype
+from farside.configs.schema import Config
 from farside.data.batch import Batch
-from farside.parallel import comm, fsdp
+from farside.parallel import comm
 from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
-from farside.parallel.plan import ShardTable
-from farside.parallel.tensor import ShardedTensors, WholeTensors
 from farside.train.engine.base import EngineState, Outputs, StepStats
+from farside.train.engine.parallelize import COMPUTED, parallelize
+from farside.train.engine.stages import Item
 from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
 from farside.train.model.init import initialise
 from farside.train.model.transformer import Transformer
-from farside.train.model.wrap import wrap_blocks
 from farside.train.optim.build import Optimizer, clip_gradients
-
-STORED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.float32}
-"""Type of weights, moments and summed gradients, by train.dtype."""
-COMPUTED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
-"""Type of activations and of the weights that meet them."""
 
 
 class NativeEngine:
@@ -34,88 +29,104 @@ class NativeEngine:
     def __init__(
         self, config: Config, mesh: Mesh, device: torch.device, head: str = "lm", entropy: bool = False
     ) -> None:
-        self.config, self.mesh, self.device, self.entropy = config, mesh, device, entropy
-        self.context = build(
-            config.parallel.context.kind.value,
-            config.parallel.context.layout.value,
-            mesh.cp,
-            mesh.ring,
-            mesh.ulysses,
-        )
-        tensors = ShardedTensors(mesh.tp) if mesh.tp else WholeTensors()
-        stored, computed = STORED[config.train.dtype], COMPUTED[config.train.dtype]
-        with torch.device("meta"):
-            whole = Transformer(config.model, head)
-            self.model = Transformer(config.model, head, config.train.loss_chunk, computed, tensors).to(stored)
-        self.table = ShardTable({name: parameter.shape for name, parameter in whole.named_parameters()}, mesh)
-        wrap_blocks(self.model.model.layers, config.train, device)
-        fsdp.apply_fsdp(self.model, self.model.model.layers, mesh, None if computed is stored else computed)
-        self.model.to_empty(device=device)
-        initialise(self.model, config.model, config.train.seed, self.table)
-        self.optimizer = Optimizer(self.model, config.optim, self.table)
+        self.config, self.mesh, self.device, self.head = config, mesh, device, head
+        kind, layout = config.parallel.context.kind.value, config.parallel.context.layout.value
+        self.context = build(kind, layout, mesh.cp, mesh.ring, mesh.ulysses)
+        self.stages, self.weights = parallelize(config, mesh, device, head, entropy)
+        self.table = self.weights.table
+        initialise(self.weights.everywhere(), config.model, config.train.seed, self.table)
+        self.optimizer = Optimizer(self.weights.owned, config.optim, self.table)
 
-    def _outputs(self, batch: Batch) -> TokenOutputs:
-        """Outputs of the whole micro-batch, on every rank that shares it: losses may look at rows as they are."""
-        whole = batch.padded_to_multiple(self.config.parallel.pieces)
-        docs = Documents.of(whole.doc_ids)
+    def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
+        docs, items = self._items(microbatches)
+        sums: dict[str, Tensor] = {}
+
+        def loss(outputs: TokenOutputs, number: int) -> Tensor:
+            batch = microbatches[number]
+            result = loss_fn(self._unsharded(outputs, docs[number], batch), batch.to(self.device))
+            for name, value in {"loss": result.total.detach(), **result.metrics}.items():
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
+            # divide by the global weight: ranks and micro-batches hold unequal numbers of counted tokens
+            return result.total / total_weight
+
+        self.stages.forward_backward(items, loss)
+        self.weights.complete_gradients()
+        return self._reduced(sums, total_weight)
+
+    def _items(self, microbatches: Sequence[Batch]) -> tuple[list[Documents], list[Item]]:
+        """Micro-batches as this rank computes them. Rows are lengthened to what the layout can cut; for a pipeline, all
+        to one shape."""
+        whole = [batch.padded_to_multiple(self.config.parallel.pieces) for batch in microbatches]
+        if self.mesh.pp is not None:
+            rows, size = (max(batch.tokens.shape[dim] for batch in whole) for dim in (0, 1))
+            whole = [batch.padded(rows, size) for batch in whole]
+        docs = [Documents.of(batch.doc_ids) for batch in whole]
+        return docs, [self._item(batch, documents) for batch, documents in zip(whole, docs)]
+
+    def _item(self, batch: Batch, docs: Documents) -> Item:
         tokens, positions, labels, weights = (
-            self.context.shard(x, docs) for x in (whole.tokens, whole.positions, whole.labels, whole.weights)
+            self.context.shard(x, docs) for x in (batch.tokens, batch.positions, batch.labels, batch.weights)
         )
         counted = weights.flatten().nonzero().squeeze(-1)  # before the move: later it would wait for the device
         tokens, positions, labels, counted = (
             x.to(self.device, non_blocking=True) for x in (tokens, positions, labels, counted)
         )
-        attend = lambda layer, q, k, v: self.context.attend(q, k, v, docs)  # noqa: E731
-        outputs = self.model(tokens, positions, labels, attend, self.entropy, counted)
-        return outputs.map(lambda x: self.context.unshard(x, docs)[:, : batch.tokens.shape[1]])
+        return Item(tokens, positions, labels, counted, lambda layer, q, k, v: self.context.attend(q, k, v, docs))
 
-    def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
-        sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(microbatches):
-            fsdp.set_gradient_sync(self.model, number + 1 == len(microbatches))
-            result = loss_fn(self._outputs(batch), batch.to(self.device))
-            # divide by the global weight: ranks and micro-batches hold unequal numbers of counted tokens
-            (result.total / total_weight).backward()
-            for name, value in {"loss": result.total.detach(), **result.metrics}.items():
-                sums[name] = sums[name] + value if name in sums else value
-        values = torch.stack([value.double() for value in sums.values()])
-        values = comm.sum_(values, self.mesh.dp) / total_weight
-        reduced = dict(zip(sums, values.unbind()))
-        self.table.sum_partial_gradients(self._gradients())
+    def _unsharded(self, outputs: TokenOutputs, docs: Documents, batch: Batch) -> TokenOutputs:
+        """Outputs of the whole micro-batch, on every rank that shares it: losses may look at rows as they are."""
+        rows, size = batch.tokens.shape
+        return outputs.map(lambda x: self.context.unshard(x, docs)[:rows, :size])
+
+    def _reduced(self, sums: dict[str, Tensor], total_weight: float) -> Outputs:
+        """Over all samples; with a pipeline, only its last stage has seen a loss, and tells the others."""
+        names, values = list(sums), torch.stack(list(sums.values())) if sums else None
+        names, values = self.weights.from_last_stage((names, values))
+        assert values is not None
+        reduced = dict(zip(names, (comm.sum_(values.to(self.device), self.mesh.dp) / total_weight).unbind()))
         return Outputs(reduced.pop("loss"), reduced)
 
-    def _gradients(self) -> dict[str, Tensor]:
-        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+    @property
+    def model(self) -> Transformer:
+        """The model, where one rank holds all its layers."""
+        (part,) = self.weights.parts
+        return part
 
     def step(self, lr: float) -> StepStats:
-        grad_norm = clip_gradients(self.model, self.config.optim.clip_norm, self.table)
+        grad_norm = clip_gradients(self.weights.gradients(), self.config.optim.clip_norm, self.table)
         self.optimizer.step(lr)
-        self.model.zero_grad(set_to_none=True)
+        self.weights.finish_step()
         return StepStats(grad_norm)
 
     @torch.no_grad()
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
-        return [self._outputs(batch) for batch in microbatches]
+        docs, items = self._items(microbatches)
+        outputs = self.stages.forward(items)
+        return [self._unsharded(*each) for each in zip(outputs, docs, microbatches)]
+
+    @property
+    def rope(self) -> Rope:
+        return self.weights.parts[0].rope
 
     def set_rope(self, rope: Rope) -> None:
-        self.model.rope = rope
+        for part in self.weights.parts:
+            part.rope = rope
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield name, self.table.full(name, parameter.detach())
+        yield from self.weights.whole({name: parameter.detach() for name, parameter in self.weights.owned.items()})
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Whole gradients by canonical name, between ``forward_backward`` and ``step``. Collective."""
-        for name, gradient in self._gradients().items():
-            yield name, self.table.full(name, gradient)
+        yield from self.weights.whole(self.weights.gradients())
 
     def state_dict(self) -> EngineState:
-        return EngineState(dict(self.named_weights()), self.optimizer.state(), self.optimizer.updates)
+        optimizer = self.weights.from_all_stages(self.optimizer.state())
+        return EngineState(dict(self.named_weights()), optimizer, self.optimizer.updates)
 
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Whole tensors by canonical name; every parameter must be there."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.weights.everywhere():
             self.table.copy_full_(name, parameter, weights[name])
 
     def load_state_dict(self, state: EngineState) -> None:
@@ -125,9 +136,9 @@ class NativeEngine:
     def replica(self) -> Transformer:
         """An unsharded copy for decoding, on every rank, its weights rounded as training uses them. Collective."""
         with torch.device("meta"):
-            model = Transformer(self.config.model, self.model.head, self.config.train.loss_chunk)
+            model: Any = Transformer(self.config.model, self.head, self.config.train.loss_chunk)
         model = model.to(COMPUTED[self.config.train.dtype]).to_empty(device=self.device).requires_grad_(False)
-        model.rope = self.model.rope
+        model.rope = self.rope
         sync_weights(model, self.named_weights())
         return model
 

@@ -245,7 +245,7 @@ def main(runtime: Runtime) -> None:
     load_foreign(checkpoint, engine)
     scaling = config.eval.rope_scaling
     tried = None if scaling == RopeScalingConfig() else scaling
-    engine.set_rope(engine.model.rope.changed(config.eval.rope_theta, tried, "eval."))
+    engine.set_rope(engine.rope.changed(config.eval.rope_theta, tried, "eval."))
     evaluate_grid(
         runtime,
         engine,

@@ -25,10 +25,13 @@ class TokenOutputs:
     entropy: Tensor | None = None
     values: Tensor | None = None
 
+    @property
+    def present(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "TokenOutputs":
         """The same outputs with ``function`` applied to each that is there."""
-        present = {name: value for name, value in vars(self).items() if value is not None}
-        return TokenOutputs(**{name: function(value) for name, value in present.items()})
+        return TokenOutputs(**{name: function(value) for name, value in self.present.items()})
 
 
 class Scores(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,9 @@ def initial_value(config: ModelConfig, seed: int, name: str, shape: torch.Size) 
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: ModelConfig, seed: int, table: ShardTable) -> None:
+def initialise(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: ModelConfig, seed: int, table: ShardTable
+) -> None:
     """Fills every parameter, sharded or not, without communication."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         table.copy_full_(name, parameter, initial_value(config, seed, name, table.shapes[name]))

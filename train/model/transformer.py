@@ -9,6 +9,7 @@ key/value heads (of this rank, under tensor parallelism), D head dim, E model di
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from farside.configs.rope import Rope
 from farside.configs.schema import ModelConfig
-from farside.parallel.plan import part
+from farside.parallel.plan import part as rows_of_part
 from farside.parallel.tensor import TensorParallel, WholeTensors
 from farside.train.model.heads import TokenOutputs, score_tokens
 from farside.train.model.rope import apply_rope, rope_tables
@@ -121,12 +122,25 @@ class Block(nn.Module):
         return x_BTE + self.tensors.leave(self.mlp(x_BSE))
 
 
+@dataclass(frozen=True)
+class Part:
+    """What of the model a pipeline stage holds. first: it embeds tokens; last: it normalises and scores."""
+
+    layers: range
+    first: bool = True
+    last: bool = True
+
+
 class Decoder(nn.Module):
-    def __init__(self, config: ModelConfig, tensors: TensorParallel) -> None:
+    """Of a part, the modules that it holds, under the names that they have in the whole."""
+
+    def __init__(self, config: ModelConfig, tensors: TensorParallel, part: Part, scores_by_embedding: bool) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(part(config.vocab_size, tensors.size), config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer, tensors) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if part.first or (part.last and scores_by_embedding):
+            self.embed_tokens = nn.Embedding(rows_of_part(config.vocab_size, tensors.size), config.hidden_size)
+        self.layers = nn.ModuleDict({str(layer): Block(config, layer, tensors) for layer in part.layers})
+        if part.last:
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Transformer(nn.Module):
@@ -144,15 +158,19 @@ class Transformer(nn.Module):
         loss_chunk: int = 8192,
         dtype: torch.dtype | None = None,
         tensors: TensorParallel = WholeTensors(),  # noqa: B008 - it holds no state
+        part: Part | None = None,
     ) -> None:
         super().__init__()
+        self.part = part or Part(range(config.num_hidden_layers))
         self.config, self.head, self.loss_chunk, self.dtype, self.tensors = config, head, loss_chunk, dtype, tensors
         self.rope = Rope.of_model(config)
-        self.model = Decoder(config, tensors)
+        self.model = Decoder(config, tensors, self.part, head == "lm" and config.tie_word_embeddings)
+        if not self.part.last:
+            return
         if head == "scalar":
             self.score = Linear(config.hidden_size, 1, bias=False)
         elif not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, part(config.vocab_size, tensors.size), bias=False)
+            self.lm_head = Linear(config.hidden_size, rows_of_part(config.vocab_size, tensors.size), bias=False)
 
     @property
     def output_weight(self) -> Tensor:
@@ -161,15 +179,19 @@ class Transformer(nn.Module):
             return self.score.weight
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
-        """Normalised hidden states [B, T, E]."""
-        weight_vE = self.model.embed_tokens.weight
-        x_BTE = self.tensors.embed(tokens_BS, weight_vE, self.dtype or weight_vE.dtype)
+    @property
+    def computed(self) -> torch.dtype:
+        """Type of activations."""
+        return self.dtype or next(self.parameters()).dtype
+
+    def hidden(self, x: Tensor, positions_BS: Tensor, attend: Attend) -> Tensor:
+        """From tokens [B, S] (the first part) or hidden states [B, T, E] to hidden states, normalised by the last."""
+        x_BTE = self.tensors.embed(x, self.model.embed_tokens.weight, self.computed) if self.part.first else x
         precision = torch.promote_types(x_BTE.dtype, torch.float32)  # a position's angle needs more than 8 bits
         tables = rope_tables(positions_BS, self.config.head_dim, self.rope, precision)
-        for block in self.model.layers:
+        for block in self.model.layers.values():
             x_BTE = block(x_BTE, tables, attend)
-        return self.model.norm(x_BTE)
+        return self.model.norm(x_BTE) if self.part.last else x_BTE
 
     def forward(
         self,
@@ -185,7 +207,12 @@ class Transformer(nn.Module):
         counted_N: flat numbers of the positions that are looked at; the others get log-probability 0 and cost no
         logits. None: all of them.
         """
-        x_BTE = self.hidden(tokens_BS, positions_BS, attend)
+        return self.outputs(self.hidden(tokens_BS, positions_BS, attend), labels_BS, entropy, counted_N)
+
+    def outputs(
+        self, x_BTE: Tensor, labels_BS: Tensor, entropy: bool = False, counted_N: Tensor | None = None
+    ) -> TokenOutputs:
+        """The second half of ``forward``: from normalised hidden states."""
         if self.head == "scalar":
             weight_1E = self.output_weight
             exact_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, weight_1E.dtype))

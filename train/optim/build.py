@@ -1,5 +1,7 @@
 """Which parameter is updated by what, and the global gradient norm."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +15,7 @@ from farside.train.optim.muon import Muon
 class Optimizer:
     """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig, table: ShardTable) -> None:
-        named = dict(model.named_parameters())
+    def __init__(self, named: dict[str, nn.Parameter], config: OptimConfig, table: ShardTable) -> None:
         inner = [
             name for name, p in named.items() if config.kind is OptimKind.muon and p.ndim == 2 and ".layers." in name
         ]
@@ -40,12 +41,11 @@ class Optimizer:
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, max_norm: float, table: ShardTable) -> Tensor:
+def clip_gradients(named: Mapping[str, Tensor], max_norm: float, table: ShardTable) -> Tensor:
     """Scales gradients so that their global 2-norm is at most ``max_norm``; returns the norm before.
 
     Every parameter counts once, whichever ranks hold it.
     """
-    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = table.square_norm(named).sqrt()
     gradients = [fsdp.local(gradient) for gradient in named.values()]
     scale = torch.clamp(max_norm / (norm + 1e-12), max=1.0)
