@@ -13,7 +13,7 @@ from farside.configs.errors import UserError
 from farside.launch.sweep import read_points
 from farside.report.headline import final_loss, measure
 from farside.report.read import read_run
-from tests.faults.driver import Job, farside, last_step
+from tests.faults.driver import ROOT, Job, farside, last_step
 
 PNG = b"\x89PNG"
 
@@ -111,6 +111,44 @@ def test_a_refused_sweep_leaves_the_earlier_one(tmp_path: Path) -> None:
         "experiment=smoke",
         "experiment=tiny",
     ]
+
+
+PLUGIN = """
+import os
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+
+
+class ForkLauncher(BasicLauncher):
+    def launch(self, job_overrides, initial_job_idx):
+        for number, overrides in enumerate(job_overrides):
+            child = os.fork()
+            if child == 0:
+                super().launch([overrides], initial_job_idx + number)
+                os._exit(0)
+            os.waitpid(child, 0)
+        return [JobReturn(_return_value=None, status=JobStatus.COMPLETED) for _ in job_overrides]
+
+
+node = {"_target_": "hydra_plugins.fork.ForkLauncher"}
+ConfigStore.instance().store(group="hydra/launcher", name="fork", node=node)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_launcher_plugin_that_runs_points_in_other_processes(tmp_path: Path) -> None:
+    """The summary and the exit code come from what the points left on disk."""
+    plugins = tmp_path / "path" / "hydra_plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "fork.py").write_text(PLUGIN)
+    command = ["train", "-m", "hydra/launcher=fork", "experiment=tiny", "checkpoint.every=0,-1", "run.dir=sweep"]
+    done = farside(command, tmp_path, PYTHONPATH=f"{ROOT}{os.pathsep}{plugins.parent}")
+    assert done.returncode == 2
+    for every in (0, -1):
+        name = f"checkpoint.every={every}"
+        assert f"error: point {name} failed: checkpoint.every = {every}; give at least 1" in done.stderr
+        assert json.loads((tmp_path / "sweep" / name / "point.json").read_text())["status"] == "failed"
 
 
 def write(run: Path, losses: list[float], **summary: Any) -> Path:
