@@ -25,8 +25,8 @@ NEEDLES = (
     "Columns right of a dashed line are longer than anything that model had been trained on."
 )
 WARM_START = (
-    "The model imitates written-out reasoning: a thought between think marks, then the answer. This gives "
-    "reinforcement learning something to reward."
+    "The model imitates worked answers: a thought between think marks, then the answer. Some examples may show no "
+    "work at all. Reinforcement learning, which only rewards right answers, has to find out what pays."
 )
 REWARD = (
     "The model answers problems several times; the reward model learns from pairs of a right and a wrong "
