@@ -2,6 +2,7 @@
 # Long studies: scripts/experiments.sh NAME [Hydra overrides]. The same command again goes on where the last one ended;
 # the table lands in docs/NAME.md.
 #   demo_seeds    the demo with seeds 0, 1 and 2 (of data and of weights): are its numbers luck?
+#   parity        every layout against one process, in fp64, fp32 and bf16
 set -euo pipefail
 scripts="$(dirname "${BASH_SOURCE[0]}")"
 cd "$scripts/.."
@@ -17,6 +18,11 @@ case "$name" in
     done
     .venv/bin/python scripts/demo_table.py "${runs[@]}" > docs/demo_seeds.md
     cat docs/demo_seeds.md
+    ;;
+  parity)
+    ./scripts/setup.sh
+    OMP_NUM_THREADS=1 .venv/bin/python -m tests.parity.table > docs/parity.md
+    head -n 20 docs/parity.md
     ;;
   *)
     sed -n 's/^#   /  /p' "$0" >&2

@@ -29,6 +29,7 @@ from farside.data.batch import Batch
 from farside.parallel.mesh import ParallelDims
 from farside.train.engine.native import NativeEngine
 from farside.train.loss import lm_loss
+from tests.parallel.training import digest
 from tests.ranks import Rank
 from tests.train.models import SMALL, random_sample, small_config
 
@@ -101,6 +102,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trained:
+    """initial: hash of the gathered weights before the first step. Tensors are on rank 0 only."""
+
+    initial: str
     losses: list[float]
     grad_norms: list[float]
     gradients: dict[str, Tensor]
@@ -141,6 +145,7 @@ def train(place: Rank, cell: Cell) -> Trained:
     config = config_of(cell)
     mesh = ParallelDims.resolve(config.parallel, place.world_size).build("cpu")
     engine = NativeEngine(config, mesh, torch.device("cpu"))
+    initial = digest(dict(engine.named_weights()))
     losses, norms, gradients = [], [], {}
     for step in range(STEPS):
         batch = batch_of(cell, step)
@@ -156,7 +161,11 @@ def train(place: Rank, cell: Cell) -> Trained:
         norms.append(engine.step(1e-2).grad_norm.item())
     kept = place.rank == 0
     weights = dict(engine.named_weights())
-    return Trained(losses, norms, gradients if kept else {}, weights if kept else {})
+    return Trained(initial, losses, norms, gradients if kept else {}, weights if kept else {})
+
+
+def train_all(place: Rank, cells: list[Cell]) -> list[Trained]:
+    return [train(place, cell) for cell in cells]
 
 
 @cache
@@ -166,13 +175,22 @@ def alone(cell: Cell) -> Trained:
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest relative differences to one process, over ranks and parameters. worst: the parameter of ``gradient``."""
+    """Largest relative differences to one process, over ranks and parameters. worst: the parameter of ``gradient``.
+    initial: whether every rank began with the weights of one process, bit for bit."""
 
     loss: float
     grad_norm: float
     gradient: float
     weight: float
     worst: str
+    initial: bool
+
+    def assert_within(self, loss: float, gradient: float, weight: float) -> None:
+        assert self.initial, "initial weights depend on the mesh"
+        assert self.loss <= loss, self
+        assert self.grad_norm <= gradient, self
+        assert self.gradient <= gradient, self
+        assert self.weight <= weight, self
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -194,4 +212,5 @@ def errors(cell: Cell, results: list[Trained]) -> Errors:
     by_name = {name: relative(first.gradients[name], true) for name, true in wanted.gradients.items()}
     worst = max(by_name, key=lambda name: by_name[name])
     weight = max(relative(first.weights[name], true) for name, true in wanted.weights.items())
-    return Errors(numbers["losses"], numbers["grad_norms"], by_name[worst], weight, worst)
+    initial = cell.dtype != "float64" or {result.initial for result in results} == {wanted.initial}
+    return Errors(numbers["losses"], numbers["grad_norms"], by_name[worst], weight, worst, initial)
