@@ -9,8 +9,8 @@ from tests.ranks import RankPool
 
 HEAD = """# The parity matrix
 
-Every cell trains a small model (4 layers, width 12, 8 heads over 4 key/value heads, QK-norm, vocabulary 37, 12 rows of 48
-tokens) for three steps in its layout and in one process, with clipping active, and compares loss, gradient norm, every
+Every cell trains a small model (4 layers, width 12, 8 heads over 4 key/value heads, QK-norm, vocabulary 37, 12 rows of
+48 tokens) for three steps in its layout and in one process, with clipping active, and compares loss, gradient norm, every
 parameter's gradient and every weight: `||found - one process|| / ||one process||`, the largest over parameters, steps
 and ranks. Initial weights are compared bit for bit. Names: documents (one a row; many of odd lengths; some rows mostly
 padding, so that ranks see nothing), weights (all tokens, or half of the rows, and so whole ranks, count nothing), tied
@@ -51,8 +51,8 @@ def main() -> None:
     worst = {name: max(getattr(error, name) for _, error in exact) for name in ("loss", "gradient", "weight")}
     print(HEAD)
     print(
-        f"{len(exact)} cells in fp64, {time.monotonic() - started:.0f} s with those below: worst loss {worst['loss']:.0e}, "
-        f"gradient {worst['gradient']:.0e}, weight {worst['weight']:.0e}.\n"
+        f"{len(exact)} cells in fp64, {time.monotonic() - started:.0f} s with those below: "
+        f"worst loss {worst['loss']:.0e}, gradient {worst['gradient']:.0e}, weight {worst['weight']:.0e}.\n"
     )
     print(rows(exact))
     print(

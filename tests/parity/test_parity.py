@@ -1,5 +1,6 @@
 """The parity matrix: every layout computes what one process computes."""
 
+from collections.abc import Iterator
 from itertools import groupby
 
 import pytest
@@ -34,9 +35,9 @@ def test_the_matrix_is_what_it_says() -> None:
 
 
 @pytest.fixture(scope="module")
-def eight() -> RankPool:
+def eight() -> Iterator[RankPool]:
     pool = RankPool(8)
-    yield pool  # type: ignore[misc]
+    yield pool
     pool.close()
 
 
