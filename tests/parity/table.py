@@ -10,8 +10,8 @@ from tests.ranks import RankPool
 HEAD = """# The parity matrix
 
 Every cell trains a small model (4 layers, width 12, 8 heads over 4 key/value heads, QK-norm, vocabulary 37, 12 rows of
-48 tokens) for three steps in its layout and in one process, with clipping active, and compares loss, gradient norm, every
-parameter's gradient and every weight: `||found - one process|| / ||one process||`, the largest over parameters, steps
+48 tokens) for three steps in its layout and in one process, with clipping active, and compares loss, gradient norm,
+every parameter's gradient and every weight: `||found - one process|| / ||one process||`, the largest over parameters, steps
 and ranks. Initial weights are compared bit for bit. Names: documents (one a row; many of odd lengths; some rows mostly
 padding, so that ranks see nothing), weights (all tokens, or half of the rows, and so whole ranks, count nothing), tied
 or untied embeddings, micro-batches a step, optimizer.

@@ -24,11 +24,9 @@ def test_layout_equals_one_process(ranks: RankPool, cell: Cell) -> None:
 
 
 def test_the_matrix_is_what_it_says() -> None:
-    triples = {
-        tuple(vars(cell)[axis] > 1 for axis in ("dp_replicate", "dp_shard", "tp", "cp", "pp")) for cell in MATRIX
-    }
-    assert sum(sum(axes) == 3 for axes in triples) >= 6
-    assert sum(sum(axes) == 2 for axes in triples) >= 9
+    meshes = {tuple(vars(cell)[axis] > 1 for axis in ("dp_replicate", "dp_shard", "tp", "cp", "pp")) for cell in MATRIX}
+    assert sum(sum(mesh) == 3 for mesh in meshes) >= 6
+    assert sum(sum(mesh) == 2 for mesh in meshes) >= 9
     assert any((cell.tp, cell.pp, cell.cp) == (2, 2, 2) for cell in MATRIX)
     for name, values in {"kind": 4, "layout": 3, "schedule": 3, "documents": 3}.items():
         assert len({getattr(cell, name) for cell in MATRIX}) == values

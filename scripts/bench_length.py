@@ -1,0 +1,156 @@
+"""Time and memory of one optimizer step against length: cp ranks of one thread each on this machine.
+
+python scripts/bench_length.py curve  [--lengths 4096 8192 ...]   # plot and table, cp = 1 and 2 (4: memory only)
+python scripts/bench_length.py memory                            # 4 layers, no recomputation: cp = 2 over cp = 1
+python scripts/bench_length.py longest                           # 131,072 tokens on 2 ranks, full recomputation
+
+Memory is the increase of a rank's peak resident set over the process that has imported everything, in MiB; the busiest
+rank counts. A rank is a process of this script under torchrun.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from farside.configs.schema import (
+    Config,
+    ContextConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    Recompute,
+    TrainConfig,
+)
+from farside.data.batch import Batch
+from farside.parallel.mesh import ParallelDims
+from farside.train.engine.native import NativeEngine
+from farside.train.loss import lm_loss
+
+MIB = 2**20
+
+
+def model_of(layers: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=3072,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+    )
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def worker(job: dict) -> None:
+    """One step in this layout; rank 0 writes seconds and MiB."""
+    torch.set_num_threads(job["threads"])
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1:
+        dist.init_process_group("gloo")
+    train = TrainConfig(activation_checkpointing=Recompute[job["recompute"]], loss_chunk=1024)
+    config = Config(
+        model=model_of(job["layers"]),
+        parallel=ParallelConfig(cp=size, context=ContextConfig()),
+        train=train,
+        optim=OptimConfig(),
+    )
+    mesh = ParallelDims.resolve(config.parallel, size).build("cpu")
+    before = peak_bytes()
+    engine = NativeEngine(config, mesh, torch.device("cpu"))
+    length = job["length"]
+    tokens = torch.randint(3072, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(1, length)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], ones, torch.arange(length)[None], torch.zeros(1, length).long())
+    started = time.perf_counter()
+    loss = engine.forward_backward([batch], lm_loss, float(length)).loss.item()
+    engine.step(1e-3)
+    seconds = time.perf_counter() - started
+    grown = torch.tensor([float(peak_bytes() - before)])
+    if size > 1:
+        dist.all_reduce(grown, op=dist.ReduceOp.MAX)
+    if int(os.environ.get("RANK", "0")) == 0:
+        result = {"seconds": seconds, "mib": grown.item() / MIB, "loss": loss}
+        Path(job["result"]).write_text(json.dumps(result))
+    sys.stdout.flush()
+    if size > 1:
+        dist.barrier()
+    os._exit(0)
+
+
+def run(cp: int, length: int, layers: int, recompute: str, threads: int = 1) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        job = {"length": length, "layers": layers, "recompute": recompute, "threads": threads}
+        job["result"] = str(Path(folder) / "result.json")
+        launcher = [sys.executable]
+        if cp > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cp}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run([*launcher, __file__, "worker", json.dumps(job)], check=True, env=environment)
+        result = json.loads(Path(job["result"]).read_text())
+    print(f"cp={cp} {length:>7,} tokens, {recompute}: {result['seconds']:.1f} s, {result['mib']:,.0f} MiB", flush=True)
+    return result
+
+
+def curve(lengths: list[int], image: Path) -> None:
+    rows = {cp: [run(cp, length, 2, "full") for length in lengths] for cp in (1, 2, 4)}
+    print("\n| tokens | cp 1: s | cp 2: s | cp 1: MiB | cp 2: MiB | cp 4: MiB |\n|---|---|---|---|---|---|")
+    for number, length in enumerate(lengths):
+        one, two, four = (rows[cp][number] for cp in (1, 2, 4))
+        print(
+            f"| {length:,} | {one['seconds']:.1f} | {two['seconds']:.1f} | {one['mib']:,.0f} | {two['mib']:,.0f} "
+            f"| {four['mib']:,.0f} |"
+        )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for cp in (1, 2, 4):
+        if cp < 4:  # four ranks share two cores: their time says nothing
+            left.plot(lengths, [row["seconds"] for row in rows[cp]], marker="o", label=f"cp = {cp}")
+        right.plot(lengths, [row["mib"] for row in rows[cp]], marker="o", label=f"cp = {cp}")
+    for axes, what in ((left, "seconds a step"), (right, "MiB a rank over the imported process")):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(lengths, labels=[f"{length // 1024}k" for length in lengths])
+        axes.set_xlabel("tokens")
+        axes.set_title(what, loc="left", fontsize=10)
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
+    figure.savefig(image, metadata={"Software": None})
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["worker"]:
+        worker(json.loads(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["curve", "memory", "longest"])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--image", type=Path, default=Path("docs/images/length.png"))
+    arguments = parser.parse_args()
+    if arguments.what == "curve":
+        curve(arguments.lengths, arguments.image)
+    elif arguments.what == "memory":
+        for length in (8192, 16384):
+            one, two = (run(cp, length, 4, "none") for cp in (1, 2))
+            print(f"{length:,} tokens: memory of cp = 2 over cp = 1: {two['mib'] / one['mib']:.2f}")
+    else:
+        run(2, 131072, 2, "full")
+
+
+if __name__ == "__main__":
+    main()
