@@ -138,6 +138,7 @@ class _AllToAll(torch.autograd.Function):
     def spmd_typecheck(out: Tensor, *, tensor: Tensor, group: Group) -> None:
         from spmd_types import V, rules
 
+        assert group is not None
         rules.all_to_all(tensor, group, src=V, dst=V, out=out)
 
     @staticmethod
