@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, Dtype
+from farside.configs.schema import Config
 from farside.data.batch import Batch
 from farside.parallel import comm, fsdp
 from farside.parallel.context.attention import Documents, SingleRank
@@ -18,11 +18,7 @@ from farside.train.model.init import initialise
 from farside.train.model.transformer import Transformer
 from farside.train.model.wrap import wrap_blocks
 from farside.train.optim.build import Optimizer, clip_gradients
-
-STORED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.float32}
-"""Type of weights, moments and summed gradients, by train.dtype."""
-COMPUTED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
-"""Type of activations and of the weights that meet them."""
+from farside.train.precision import COMPUTED, STORED
 
 
 class NativeEngine:
