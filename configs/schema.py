@@ -446,6 +446,16 @@ class LoggingConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Traces of a few steps of pretraining, warm start or the reward model, in the run directory's profile/."""
+
+    steps: str = ""
+    """First and last step, such as 10..12, to trace (torch.profiler: a Chrome trace and a table); empty: none."""
+    memory: bool = False
+    """Of those steps also a memory snapshot (CUDA), or peak memory and allocations by operator (CPU)."""
+
+
+@dataclass
 class LaunchConfig:
     threads_per_rank: int = 1
     """OMP_NUM_THREADS of a rank."""
@@ -467,6 +477,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rl: RlConfig = field(default_factory=RlConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 

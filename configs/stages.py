@@ -1,10 +1,11 @@
 """From the configuration to a list of stages in which every field is decided. No torch."""
 
+import re
 from dataclasses import dataclass
 
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, ModelConfig, Recompute
+from farside.configs.schema import Config, ModelConfig, ProfileConfig, Recompute
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Stage:
 def pretrain_stages(config: Config) -> list[Stage]:
     """The stages of ``farside train``: the configured list, or one stage of train.steps steps."""
     if not config.stages:
-        return check_stages(config, [_stage(config, 0, 0, "train", config.train.steps)])
+        return _pretrain(config, [_stage(config, 0, 0, "train", config.train.steps)])
     stages: list[Stage] = []
     for entry in config.stages:
         first_step = stages[-1].last_step if stages else 0
@@ -53,7 +54,28 @@ def pretrain_stages(config: Config) -> list[Stage]:
                 eval=entry.eval,
             )
         )
-    return check_stages(config, stages)
+    return _pretrain(config, stages)
+
+
+def _pretrain(config: Config, stages: list[Stage]) -> list[Stage]:
+    check_stages(config, stages)
+    traced, last = profile_range(config.profile), stages[-1].last_step
+    if traced is not None and traced.stop > last + 1:
+        raise UserError(f"profile.steps = {config.profile.steps}, but training has {last} steps; name some of them")
+    return stages
+
+
+def profile_range(profile: ProfileConfig) -> range | None:
+    """The steps to trace, counted from 1; None: no tracing. Raises UserError for anything but FIRST..LAST."""
+    if not profile.steps:
+        if profile.memory:
+            raise UserError("profile.memory = true without steps; name them, such as profile.steps=10..12")
+        return None
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", profile.steps)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"profile.steps = {profile.steps!r}; give FIRST..LAST, counted from 1, such as 10..12")
+    return range(first, last + 1)
 
 
 def sft_stages(config: Config) -> list[Stage]:

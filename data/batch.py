@@ -74,6 +74,11 @@ class Batch:
         """Σ weight over all tokens, in float64."""
         return float(self.weights.double().sum())
 
+    @property
+    def visible_pairs(self) -> float:
+        """Pairs of a query and a key it sees: Σ l(l+1)/2 over documents of l tokens."""
+        return float((self.positions + 1).sum())
+
 
 def document_sample(tokens: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> Sample:
     """A row from S+1 tokens of consecutive documents.

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from farside.configs.schema import (
     Config,
@@ -31,6 +30,7 @@ from farside.configs.schema import (
     TrainConfig,
 )
 from farside.data.batch import Batch
+from farside.parallel import comm
 from farside.parallel.mesh import ParallelDims
 from farside.train.engine.native import NativeEngine
 from farside.train.loss import lm_loss
@@ -58,8 +58,6 @@ def worker(job: dict) -> None:
     """One step in this layout; rank 0 writes seconds and MiB."""
     torch.set_num_threads(job["threads"])
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1:
-        dist.init_process_group("gloo")
     train = TrainConfig(activation_checkpointing=Recompute[job["recompute"]], loss_chunk=1024)
     config = Config(
         model=model_of(job["layers"]),
@@ -78,16 +76,12 @@ def worker(job: dict) -> None:
     loss = engine.forward_backward([batch], lm_loss, float(length)).loss.item()
     engine.step(1e-3)
     seconds = time.perf_counter() - started
-    grown = torch.tensor([float(peak_bytes() - before)])
-    if size > 1:
-        dist.all_reduce(grown, op=dist.ReduceOp.MAX)
+    grown = comm.max_(torch.tensor([float(peak_bytes() - before)]), mesh.world)
     if int(os.environ.get("RANK", "0")) == 0:
         result = {"seconds": seconds, "mib": grown.item() / MIB, "loss": loss}
         Path(job["result"]).write_text(json.dumps(result))
-    sys.stdout.flush()
-    if size > 1:
-        dist.barrier()
-    os._exit(0)
+    comm.barrier(mesh.world)
+    os._exit(0)  # gloo's threads now and again abort the interpreter's teardown
 
 
 def run(cp: int, length: int, layers: int, recompute: str, threads: int = 1) -> dict:

@@ -17,7 +17,9 @@ from farside.train.console import StepPrinter
 from farside.train.engine.base import Engine, Outputs
 from farside.train.loss import LossFn
 from farside.train.metrics import MetricsWriter
-from farside.train.model.flops import flops_per_token, measured_peak
+from farside.train.model.flops import peak, utilisation
+from farside.train.precision import COMPUTED
+from farside.train.profile import StepProfiler
 from farside.train.runtime import Runtime, Stopped, write_status
 from farside.train.schedule import lr_factor
 
@@ -86,12 +88,14 @@ class TrainLoop:
         runtime = self.runtime
         self.metrics = MetricsWriter(runtime.dir, progress.step) if runtime.main else None
         self.printer = StepPrinter(self.title, self.last_step, self.config.logging.every, silent=not runtime.main)
-        self.peak = measured_peak(runtime.device, torch.float32) if runtime.main else 1.0
+        self.peak = peak(runtime.device, COMPUTED[self.config.train.dtype]) if runtime.main else 1.0
+        self.profiler = StepProfiler(self.config.profile, runtime.dir, runtime.mesh.dp_rank, runtime.device)
         try:
             for stage in self.stages:
                 if progress.step <= stage.last_step:
                     self._run_stage(stage, progress)
         finally:
+            self.profiler.close()
             self.printer.close()
             if self.metrics:
                 self.metrics.close()
@@ -105,19 +109,26 @@ class TrainLoop:
             microbatches = loader.step(local_step)
             # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
             mesh = self.runtime.mesh
-            weight = sum(batch.weight for batch in microbatches) if mesh.leads else 0.0
-            total_weight, stop = comm.sum_floats(
-                [weight, float(self.runtime.stop.requested)], mesh.world, self.runtime.device
+            mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
+            total_weight, pairs, stop = comm.sum_floats(
+                [
+                    sum(batch.weight for batch in mine),
+                    sum(batch.visible_pairs for batch in mine),
+                    float(self.runtime.stop.requested),
+                ],
+                mesh.world,
+                self.runtime.device,
             )
             if stop:
                 self._stop(stage, progress)
             lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
-            outputs = self.engine.forward_backward(microbatches, self.loss_fn, total_weight)
-            stats = self.engine.step(lr)
+            with self.profiler.around(progress.step + 1):
+                outputs = self.engine.forward_backward(microbatches, self.loss_fn, total_weight)
+                stats = self.engine.step(lr)
             progress.step += 1
             progress.tokens += stage.global_batch_size * stage.seq_len
             progress.trained_length = max(progress.trained_length, stage.seq_len)
-            self._record(stage, progress, outputs, stats.grad_norm, lr, time.perf_counter() - started)
+            self._record(stage, progress, outputs, stats.grad_norm, lr, pairs, time.perf_counter() - started)
             self._call_hooks(stage, progress)  # before saving: a kill in between repeats them, it does not lose them
             if progress.step % self.config.checkpoint.every == 0 or progress.step == stage.last_step:
                 self._save(stage, progress)
@@ -139,13 +150,13 @@ class TrainLoop:
         outputs: Outputs,
         grad_norm: torch.Tensor,
         lr: float,
+        pairs: float,
         seconds: float,
     ) -> None:
         if not self.metrics:
             return
         tokens = stage.global_batch_size * stage.seq_len
-        rate = tokens / seconds
-        model_rate = rate * flops_per_token(self.config.model, stage.seq_len) / self.runtime.mesh.dims.world_size
+        possible = self.peak * self.runtime.mesh.dims.world_size * seconds
         record = {
             "step": progress.step,
             "tokens": progress.tokens,
@@ -153,8 +164,8 @@ class TrainLoop:
             "grad_norm": grad_norm.item(),
             "lr": lr,
             "seconds": seconds,
-            "tokens_per_second": rate,
-            "mfu": model_rate / self.peak,
+            "tokens_per_second": tokens / seconds,
+            **utilisation(self.config.model, stage.seq_len, tokens, pairs, possible),
             "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
             "stage": stage.name,
             "seq_len": stage.seq_len,

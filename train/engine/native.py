@@ -14,13 +14,14 @@ from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
 from farside.train.engine.base import EngineState, Outputs, StepStats
-from farside.train.engine.parallelize import COMPUTED, parallelize
+from farside.train.engine.parallelize import parallelize
 from farside.train.engine.stages import Item
 from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
 from farside.train.model.init import initialise
 from farside.train.model.transformer import Transformer
 from farside.train.optim.build import Optimizer, clip_gradients
+from farside.train.precision import COMPUTED
 
 
 class NativeEngine:

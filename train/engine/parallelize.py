@@ -5,7 +5,7 @@ Context parallelism needs nothing here: it is handed to the model as ``attend``.
 
 import torch
 
-from farside.configs.schema import Config, Dtype
+from farside.configs.schema import Config
 from farside.parallel import fsdp
 from farside.parallel.mesh import Mesh
 from farside.parallel.pipeline import split_layers, stage_numbers, stages_per_rank
@@ -15,11 +15,7 @@ from farside.train.engine.stages import Staged, StageModule, Stages, Whole
 from farside.train.engine.weights import Weights
 from farside.train.model.transformer import Part, Transformer
 from farside.train.model.wrap import wrap_blocks
-
-STORED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.float32}
-"""Type of weights, moments and summed gradients, by train.dtype."""
-COMPUTED = {Dtype.float64: torch.float64, Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
-"""Type of activations and of the weights that meet them."""
+from farside.train.precision import COMPUTED, STORED
 
 
 def parallelize(config: Config, mesh: Mesh, device: torch.device, head: str, entropy: bool) -> tuple[Stages, Weights]:
