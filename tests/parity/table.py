@@ -13,8 +13,8 @@ Every cell trains a small model (4 layers, width 12, 8 heads over 4 key/value he
 48 tokens) for three steps in its layout and in one process, with clipping active, and compares loss, gradient norm,
 every parameter's gradient and every weight: `||found - one process|| / ||one process||`, the largest over parameters,
 steps and ranks. Initial weights are compared bit for bit. Names: documents (one a row; many of odd lengths; some rows
-mostly padding, so that ranks see nothing), weights (all tokens, or half of the rows, and so whole ranks, count nothing),
-tied or untied embeddings, micro-batches a step, optimizer.
+mostly padding, so that ranks see nothing), weights (all tokens, or half of the rows, and so whole ranks, count
+nothing), tied or untied embeddings, micro-batches a step, optimizer.
 
 Every two choices meet in at least one cell (a covering design: tests/parity/matrix.py). Gates, held by
 `./scripts/test.sh --all tests/parity`: loss 1e-12, gradients 1e-10, weights 1e-9 in fp64. This page is written by
