@@ -40,12 +40,15 @@ class NativeEngine:
 
     def _outputs(self, batch: Batch) -> tuple[TokenOutputs, Batch]:
         docs = Documents.of(batch.doc_ids)
-        counted = batch.weights.flatten().nonzero().squeeze(-1)  # before the move: later it would wait for the device
+        # before the move: later these would wait for the device
+        counted = batch.weights.flatten().nonzero().squeeze(-1)
+        alike = bool((batch.positions == batch.positions[:1]).all())  # then one row of rotations serves all
         batch = batch.to(self.device)
         docs = Documents(batch.doc_ids, docs.single)
         attend = lambda layer, q, k, v: self.context.attend(q, k, v, docs)  # noqa: E731
-        counted = counted.to(self.device, non_blocking=True)
-        return self.model(batch.tokens, batch.positions, batch.labels, attend, self.entropy, counted), batch
+        chosen = None if len(counted) == batch.weights.numel() else counted.to(self.device, non_blocking=True)
+        positions = batch.positions[:1] if alike else batch.positions
+        return self.model(batch.tokens, positions, batch.labels, attend, self.entropy, chosen), batch
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         sums: dict[str, Tensor] = {}
