@@ -68,11 +68,15 @@ class NativeEngine:
         tokens, positions, labels, weights = (
             self.context.shard(x, docs) for x in (batch.tokens, batch.positions, batch.labels, batch.weights)
         )
-        counted = weights.flatten().nonzero().squeeze(-1)  # before the move: later it would wait for the device
+        # before the move: later these would wait for the device
+        counted = weights.flatten().nonzero().squeeze(-1)
+        alike = bool((positions == positions[:1]).all())  # then one row of rotations serves all
         tokens, positions, labels, counted = (
-            x.to(self.device, non_blocking=True) for x in (tokens, positions, labels, counted)
+            x.to(self.device, non_blocking=True)
+            for x in (tokens, positions[:1] if alike else positions, labels, counted)
         )
-        return Item(tokens, positions, labels, counted, lambda layer, q, k, v: self.context.attend(q, k, v, docs))
+        chosen = None if len(counted) == weights.numel() else counted
+        return Item(tokens, positions, labels, chosen, lambda layer, q, k, v: self.context.attend(q, k, v, docs))
 
     def _unsharded(self, outputs: TokenOutputs, docs: Documents, batch: Batch) -> TokenOutputs:
         """Outputs of the whole micro-batch, on every rank that shares it: losses may look at rows as they are."""

@@ -4,7 +4,7 @@ Shapes: B batch, L sequence of this context-parallel rank, T = L/tp tokens betwe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,12 +21,13 @@ ItemLoss = Callable[[TokenOutputs, int], Tensor]
 
 @dataclass(frozen=True)
 class Item:
-    """A micro-batch as this rank computes it: its tokens [B, L], and which of them are looked at."""
+    """A micro-batch as this rank computes it: its tokens [B, L] with positions ([1, L] if all rows have the same), and
+    flat numbers of those that are looked at (None: all)."""
 
     tokens: Tensor
     positions: Tensor
     labels: Tensor
-    counted: Tensor
+    counted: Tensor | None
     attend: Attend
 
 
@@ -110,7 +111,7 @@ class Staged:
         shape, pp = items[0].tokens.shape, comm.size(self.group)
         assert all(item.tokens.shape == shape for item in items), "stages exchange activations of one shape"
         count = max(self.total, -(-len(items) // pp) * pp)
-        nothing = Item(**{**vars(items[0]), "counted": items[0].counted[:0]})
+        nothing = replace(items[0], counted=torch.empty(0, dtype=torch.long, device=items[0].tokens.device))
         filled = [*items, *[nothing] * (count - len(items))]
         for module in self.modules:
             module.items = filled

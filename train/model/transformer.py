@@ -20,6 +20,7 @@ from farside.configs.schema import ModelConfig
 from farside.parallel.plan import part as rows_of_part
 from farside.parallel.tensor import TensorParallel, WholeTensors
 from farside.train.model.heads import TokenOutputs, score_tokens
+from farside.train.model.norm import RMSNorm
 from farside.train.model.rope import apply_rope, rope_tables
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -34,18 +35,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, with the mean in at least float32 (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
