@@ -11,6 +11,7 @@ COMMANDS = {
     "reward": "reward model on the policy's own right and wrong samples",
     "rl": "reinforcement learning (GRPO) with verifier and reward model",
     "eval niah": "needle-in-a-haystack grid of a checkpoint",
+    "verify": "whether this layout computes what one process computes, on this machine",
     "data prepare": "text to token files",
     "chat": "questions to a checkpoint:  farside chat RUN_DIR_OR_CHECKPOINT",
     "report": "report.html of a run, comparison.html of several:  farside report RUN_DIR...",

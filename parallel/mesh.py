@@ -51,15 +51,19 @@ class ParallelDims:
     def world_size(self) -> int:
         return math.prod(getattr(self, axis) for axis in AXES)
 
-    def build(self, device_type: str) -> "Mesh":
-        """Creates the groups; collective over all ranks. One rank needs none."""
+    def build(self, device_type: str, copies: int = 1) -> "Mesh":
+        """Creates the groups; collective over all ranks. One rank needs none.
+
+        copies: how many times the layout stands side by side, each for itself, where there are more ranks than it
+        needs.
+        """
         if self.world_size == 1:
             return Mesh(self)
         mesh = init_device_mesh(
             device_type,
-            (self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
-            mesh_dim_names=("pp", "dp_replicate", "fsdp", "tp"),
-        )
+            (copies, self.pp, self.dp_replicate, self.dp_shard * self.cp, self.tp),
+            mesh_dim_names=("copies", "pp", "dp_replicate", "fsdp", "tp"),
+        )["pp", "dp_replicate", "fsdp", "tp"]
         fine = mesh._unflatten(
             "fsdp", (self.dp_shard, self.cp // self.ulysses, self.ulysses), ("dp_shard", "ring", "ulysses")
         )

@@ -74,9 +74,13 @@ class Stopped(Exception):
     """The run was asked to stop, has saved what it must, and ends well."""
 
 
-def worker_main(entry: Callable[[Runtime], None]) -> None:
+def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> None:
     """Runs ``entry`` as this process's whole job and turns its end into an exit code: 0 done or stopped, 2 wrong
-    input, 1 anything else. The cause is left in logs/error_rank_N.json for the launcher."""
+    input, 1 anything else. The cause is left in logs/error_rank_N.json for the launcher.
+
+    entry: may return the exit code of a check that came to its end; a launcher, who sees the job finished, reads the
+    verdict from the directory. folder: inside the run directory, for a job that is no training run.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--resolved", type=Path)
     parser.add_argument("--dir", type=Path)
@@ -91,12 +95,12 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
     directory: Path | None = arguments.dir
     held = contextlib.ExitStack()
     before: Descriptions | None = None
-    code = 0
+    code, answer = 0, None
     try:
         config, mesh, device = _start(arguments.resolved, overrides, rank)
         if arguments.launcher is None:  # else the launcher holds the directory
-            _on_rank_0(lambda: _take(Path(config.run.dir), held))
-        directory = arguments.dir or Path(config.run.dir)
+            _on_rank_0(lambda: _take(Path(config.run.dir) / folder, held))
+        directory = arguments.dir or Path(config.run.dir) / folder
         init_from = arguments.init_from or (Path(config.train.init_from) if config.train.init_from else None)
         if arguments.launcher is None and rank == 0:
             before = Descriptions(directory)
@@ -104,7 +108,7 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
         stop.files.append(directory / STOP_FILE)
         if rank == 0:
             write_status(directory, "running")
-        entry(Runtime(config, mesh, device, directory, init_from, stop))
+        answer = entry(Runtime(config, mesh, device, directory, init_from, stop))
         if rank == 0:
             write_status(directory, "finished")
     except Stopped as stopped:
@@ -119,6 +123,8 @@ def worker_main(entry: Callable[[Runtime], None]) -> None:
             os.write(terminal, f"error: {line}\n".encode())
     if code == 0 and dist.is_initialized():
         dist.barrier()  # nobody leaves while a peer still reads from it
+    if code == 0 and arguments.launcher is None:
+        code = answer or 0
     sys.stdout.flush()
     sys.stderr.flush()
     # Without the interpreter's teardown. A failing rank must die at once, as its peers wait in a collective until it

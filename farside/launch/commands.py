@@ -1,5 +1,6 @@
 """Commands to work: Hydra composes once, then workers start. Light: neither torch nor the phases are imported here."""
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from farside.configs import compose
 from farside.configs.compose import SweepPlan
 from farside.configs.errors import UserError
-from farside.configs.schema import Config
+from farside.configs.schema import Config, WandbMode
 from farside.configs.stages import pretrain_stages, replay_stage, sft_stages
 from farside.launch.local import JobFailed, Launcher, launching, read_status
 from farside.train.console import say
@@ -20,11 +21,13 @@ WORKERS = {
     "reward": "farside.rl.reward.train_reward",
     "rl": "farside.rl.train",
     "eval niah": "farside.train.eval.niah",
+    "verify": "farside.train.verify",
 }
 STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
     "train": (pretrain_stages,),
     "sft": (sft_stages,),
     "rl": (replay_stage,),
+    "verify": (pretrain_stages,),
     "run": (pretrain_stages, sft_stages, replay_stage),
 }
 
@@ -63,7 +66,7 @@ def dispatch(command: str, words: list[str]) -> int:
 
 def sweep(command: str, plan: SweepPlan, words: list[str]) -> int:
     """Runs every point that is not finished, whatever becomes of the others, and sums up; returns the exit code."""
-    if command == "data prepare":
+    if command in ("data prepare", "verify"):
         outcomes = run_hydra(command, words, lambda config: start(command, config, words))
         return max((outcome.code for outcome in outcomes), default=0)
     from farside.launch import sweep as sweeps
@@ -145,6 +148,8 @@ def start(command: str, config: Config, words: list[str]) -> Outcome:
             return Outcome(0, status="finished")
         for stages in STAGES.get(command, ()):
             stages(config)  # wrong ones are named before workers start
+        if command == "verify":  # it is no run, but a run may be in its directory
+            config.run.dir, config.logging.wandb = str(Path(config.run.dir) / "verify"), WandbMode.off
         with launching(Path(config.run.dir), " ".join(["farside", command, *words])) as launcher:
             return _work(command, config, launcher)
     except JobFailed as failed:
@@ -159,6 +164,8 @@ def start(command: str, config: Config, words: list[str]) -> Outcome:
 
 
 def _work(command: str, config: Config, launcher: Launcher) -> Outcome:
+    if command == "verify":
+        return _verify(config, launcher)
     if command == "run":
         from farside.run import run
 
@@ -166,6 +173,13 @@ def _work(command: str, config: Config, launcher: Launcher) -> Outcome:
     else:
         _one_phase(command, config, launcher)
     return Outcome(0, status=str(read_status(launcher.directory)["status"]), stopped=launcher.stopping)
+
+
+def _verify(config: Config, launcher: Launcher) -> Outcome:
+    """The workers have said their verdict; it decides the exit code."""
+    launcher.run_workers(WORKERS["verify"], config, launcher.directory)
+    verdict = json.loads((launcher.directory / "verify.json").read_text())
+    return Outcome(0 if verdict["agrees"] else 1, None if verdict["agrees"] else verdict["verdict"], "finished")
 
 
 def _cause(error: Exception) -> str:
