@@ -110,8 +110,8 @@ class ShardTable:
     def types(self, name: str) -> dict[str, str]:
         """The parameter's type per mesh axis, by who is to sum its gradients: V, nobody (ranks hold different parts);
         R, the engine after the backward pass; I, nobody although ranks hold the same."""
-        held_whole = "R" if self.is_summed(name) else "I"
-        return {**dict.fromkeys(fsdp.SUMMED_AXES, "R"), "tp": "V" if self.is_cut(name) else held_whole}
+        by_fsdp = {axis: "R" if axis in fsdp.SUMMED_AXES else "I" for axis in ("dp", "cp")}
+        return {**by_fsdp, "tp": "V" if self.is_cut(name) else "R" if self.is_summed(name) else "I"}
 
     @torch.no_grad()
     def sum_partial_gradients(self, gradients: Mapping[str, Tensor]) -> None:

@@ -89,7 +89,7 @@ def type_attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: comm.Gro
     if group is not None:
         for tensor in (q, k, v):
             spmd.assert_type(tensor, {group: spmd.V})
-    rules.einsum("blhd,bmkd,bmkd->blhd", q, k, v, out=out)
+    rules.einsum("b___,b___,b___->b___", q, k, v, out=out)
 
 
 def type_ignored(*tensors: Tensor) -> None:

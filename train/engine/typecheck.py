@@ -55,9 +55,9 @@ def check_types(config: Config, world_size: int) -> list[str]:
         return check_loss(shrunken(config), dims.build("cpu"), lm_loss)
 
 
-def check_loss(config: Config, mesh: Mesh, loss_fn: LossFn) -> list[str]:
-    """``check_types`` of one loss on a mesh that stands; the model's real size is allocated and run."""
-    engine, batch = TypedEngine(config, mesh), example_batch(config)
+def check_loss(config: Config, mesh: Mesh, loss_fn: LossFn, head: str = "lm") -> list[str]:
+    """``check_types`` of one loss on a mesh that stands; the model is allocated as large as it is."""
+    engine, batch = TypedEngine(config, mesh, head), example_batch(config)
     for value in vars(batch).values():
         if isinstance(value, Tensor):
             engine.typed.types.mark(value, ROWS)
@@ -92,11 +92,11 @@ def example_batch(config: Config) -> Batch:
 class TypedEngine(NativeEngine):
     """The native engine with stages that check types instead of differentiating; it holds no optimizer."""
 
-    def __init__(self, config: Config, mesh: Mesh) -> None:
-        self.config, self.mesh, self.device, self.head = config, mesh, torch.device("cpu"), "lm"
+    def __init__(self, config: Config, mesh: Mesh, head: str) -> None:
+        self.config, self.mesh, self.device, self.head = config, mesh, torch.device("cpu"), head
         kind, layout = config.parallel.context.kind.value, config.parallel.context.layout.value
         self.context = build(kind, layout, mesh.cp, mesh.ring, mesh.ulysses)
-        self.typed = TypedStages(config, mesh)
+        self.typed = TypedStages(config, mesh, head)
         self.stages, self.weights = self.typed, _NothingToSum()  # type: ignore[assignment]
 
 
@@ -104,10 +104,10 @@ class TypedStages:
     """Implements ``forward_backward`` of ``Stages``: all stages of the pipeline on this process, one after the other,
     up to the loss. passed: a line for each."""
 
-    def __init__(self, config: Config, mesh: Mesh) -> None:
-        self.config, self.types = config, MeshTypes(mesh)
+    def __init__(self, config: Config, mesh: Mesh, head: str) -> None:
+        self.config, self.head, self.types = config, head, MeshTypes(mesh)
         self.tensors: TensorParallel = ShardedTensors(mesh.tp) if mesh.tp else WholeTensors()
-        self.parts = parts_of_model(config, "lm")
+        self.parts = parts_of_model(config, head)
         self.table = ShardTable({}, mesh)
         self.passed: list[str] = []
 
@@ -117,7 +117,7 @@ class TypedStages:
             self.types.mark(tensor, DATA)
         x, outputs = item.tokens, TokenOutputs()
         for number, part in enumerate(self.parts):
-            stage = Transformer(self.config.model, tensors=self.tensors, part=part)
+            stage = Transformer(self.config.model, self.head, tensors=self.tensors, part=part)
             layers = f"layer{'s' if len(part.layers) > 1 else ''} {part.layers.start}" + (
                 f" to {part.layers.stop - 1}" if len(part.layers) > 1 else ""
             )
