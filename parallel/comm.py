@@ -77,6 +77,19 @@ def broadcast_object(value: Any, group: Group, source: int = 0) -> Any:
     return values[0]
 
 
+@contextmanager
+def fake_ranks(world_size: int) -> Iterator[None]:
+    """This process as rank 0 of ranks that exist in name only: collectives return at once, with nothing meant by
+    what they return. For the types of a layout (``farside.parallel.types``)."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def barrier(group: Group) -> None:
     if size(group) > 1:
         dist.barrier(group=group)
@@ -107,10 +120,13 @@ def gather_alike(x: Tensor, dim: int, group: Group) -> Tensor:
 
 
 def sum_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
-    """Partial -> Shard(dim): the sum over ranks, cut along ``dim``. Backward: all-gather, Shard(dim) -> R."""
+    """Partial -> Shard(dim): the sum over ranks, cut along ``dim``. Backward: all-gather, Shard(dim) -> R.
+
+    What a rank computed from its part of a sum is Varying until here: src=V declares it a summand.
+    """
     if size(group) == 1:
         return x
-    return spmd.reduce_scatter(x, group, src=spmd.P, dst=spmd.S(dim), **_at_least_fp32(x))
+    return spmd.reduce_scatter(x, group, src=spmd.V, dst=spmd.S(dim), **_at_least_fp32(x))
 
 
 def max_(tensor: Tensor, group: Group) -> Tensor:
@@ -221,33 +237,3 @@ class _AllToAll(torch.autograd.Function):
 def all_to_all(tensor: Tensor, group: Group) -> Tensor:
     """Differentiable: part r of dim 0 goes to rank r, part r of the result came from there. dim 0: as many as ranks."""
     return tensor if size(group) == 1 else _AllToAll.apply(tensor, group)
-
-
-# Typing rules of autograd functions that live elsewhere. ``spmd_types`` calls them while it checks types, and only then
-# is it imported. Local reading: on every mesh axis a tensor is Replicate, Invariant, Varying or Partial.
-
-
-def type_attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: Group) -> None:
-    """Attention over a context: on its axis queries, keys, values and output vary. Elsewhere it is a local operation
-    that is not linear in q, k, and so takes no Partial."""
-    from spmd_types import V, assert_type, rules
-
-    if group is not None:
-        for tensor in (q, k, v):
-            assert_type(tensor, {group: V})
-    rules.einsum("blhd,bmkd,bmkd->blhd", q, k, v, out=out)
-
-
-def type_ignored(*tensors: Tensor) -> None:
-    """Arguments that hold plans, not values."""
-    from spmd_types import rules
-
-    rules.ignore(*tensors)
-
-
-def type_permutation(out: Tensor, tensor: Tensor, order: Tensor) -> None:
-    """A local permutation of dim 1: linear, so it takes any type."""
-    from spmd_types import rules
-
-    type_ignored(order)
-    rules.einsum("b_...->b_...", tensor, linear_in=(0,), out=out)

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh
 
+SUMMED_AXES = ("dp", "cp")
+"""Axes of the mesh over which FSDP2, applied as below, sums gradients."""
+
 
 def apply_fsdp(
     model: nn.Module,

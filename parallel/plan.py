@@ -103,13 +103,23 @@ class ShardTable:
         """Whether tensor-parallel ranks hold different parts, rather than the same whole."""
         return comm.size(self.mesh.tp) > 1 and tensor_dim(name) is not None
 
+    def is_summed(self, name: str) -> bool:
+        """Whether ``sum_partial_gradients`` completes its gradient."""
+        return comm.size(self.mesh.tp) > 1 and not self.is_cut(name)
+
+    def types(self, name: str) -> dict[str, str]:
+        """The parameter's type per mesh axis, by who is to sum its gradients: V, nobody (ranks hold different parts);
+        R, the engine after the backward pass; I, nobody although ranks hold the same."""
+        by_fsdp = {axis: "R" if axis in fsdp.SUMMED_AXES else "I" for axis in ("dp", "cp")}
+        return {**by_fsdp, "tp": "V" if self.is_cut(name) else "R" if self.is_summed(name) else "I"}
+
     @torch.no_grad()
     def sum_partial_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Completes the gradients of parameters that every tensor-parallel rank holds whole: each rank's is the part
         that its tokens or heads gave. One all-reduce for all of them, in place."""
         if comm.size(self.mesh.tp) == 1:
             return
-        partial = [fsdp.local(gradient) for name, gradient in gradients.items() if not self.is_cut(name)]
+        partial = [fsdp.local(gradient) for name, gradient in gradients.items() if self.is_summed(name)]
         flat = comm.sum_(torch.cat([gradient.flatten() for gradient in partial]), self.mesh.tp)
         for gradient, total in zip(partial, flat.split([gradient.numel() for gradient in partial])):
             gradient.copy_(total.view_as(gradient))

@@ -20,6 +20,7 @@ from farside.parallel import comm
 
 
 class TensorParallel(Protocol):
+    group: comm.Group
     size: int
     rank: int
 
@@ -48,6 +49,7 @@ class TensorParallel(Protocol):
 class WholeTensors:
     """Tensor-parallel degree 1."""
 
+    group: comm.Group = None
     size = 1
     rank = 0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from farside.parallel import comm
+from farside.parallel import comm, types
 from farside.parallel.context import kernels, tiles
 from farside.parallel.context.documents import Documents
 from farside.parallel.context.kernels import Kernel, backward_tiles, forward_tiles
@@ -31,8 +31,8 @@ class GatherAttention(torch.autograd.Function):
     def spmd_typecheck(
         out: Tensor, *, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, places_NBL: Tensor, group: comm.Group
     ) -> None:
-        comm.type_ignored(places_NBL)
-        comm.type_attention(out, q_BLHD, k_BLKD, v_BLKD, group)
+        types.type_ignored(places_NBL)
+        types.type_attention(out, q_BLHD, k_BLKD, v_BLKD, group)
 
     @staticmethod
     def forward(

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from farside.parallel import types
+
 T = TypeVar("T")
 
 
@@ -36,7 +38,8 @@ class Documents:
     def planned(self, key: Hashable, make: Callable[[], T]) -> T:
         """What a context makes of these documents, made once: every layer and recomputation needs it again."""
         if key not in self._plans:
-            self._plans[key] = make()
+            with types.unchecked():
+                self._plans[key] = make()
         return self._plans[key]
 
     @property

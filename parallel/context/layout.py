@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from farside.configs.errors import UserError
-from farside.parallel import comm
+from farside.parallel import comm, types
 from farside.parallel.context.documents import Documents
 
 SMALLEST_BLOCK = 64
@@ -56,6 +56,10 @@ class Layout:
 
 class Unshard(torch.autograd.Function):
     """Varying -> Invariant on the context's ranks: all hold the same gradient of the whole and take their slots."""
+
+    @staticmethod
+    def spmd_typecheck(out: Tensor, *, x_BL: Tensor, group: comm.Group) -> None:
+        types.type_join(out, x_BL, group)
 
     @staticmethod
     def forward(ctx: Any, x_BL: Tensor, layout: Layout, group: comm.Group) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from farside.parallel import comm
+from farside.parallel import comm, types
 from farside.parallel.context import kernels, tiles
 from farside.parallel.context.documents import Documents
 from farside.parallel.context.kernels import Kernel, backward_tiles, forward_tiles
@@ -33,7 +33,7 @@ class RingAttention(torch.autograd.Function):
 
     @staticmethod
     def spmd_typecheck(out: Tensor, *, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, group: comm.Group) -> None:
-        comm.type_attention(out, q_BLHD, k_BLKD, v_BLKD, group)
+        types.type_attention(out, q_BLHD, k_BLKD, v_BLKD, group)
 
     @staticmethod
     def forward(

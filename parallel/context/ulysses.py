@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from farside.configs.errors import UserError
-from farside.parallel import comm
+from farside.parallel import comm, types
 from farside.parallel.context.sharded import BytesSent
 
 
@@ -25,14 +25,14 @@ def scatter_heads(x_BLHD: Tensor, order_BM: Tensor | None, group: comm.Group) ->
     ranks = comm.size(group)
     x_NBLhD = x_BLHD.unflatten(2, (ranks, -1)).movedim(2, 0)  # [B, L, H, D] -> [N, B, L, H/N, D]
     x_BMhD = comm.all_to_all(x_NBLhD, group).movedim(0, 1).flatten(1, 2)
-    return x_BMhD if order_BM is None else Reorder.apply(x_BMhD, order_BM)
+    return x_BMhD if order_BM is None else Reorder.apply(x_BMhD, order_BM, False)
 
 
 def gather_heads(x_BMhD: Tensor, order_BM: Tensor | None, group: comm.Group) -> Tensor:
     """Inverse of scatter_heads: [B, M, H/N, D] -> [B, L, H, D]."""
     ranks = comm.size(group)
     if order_BM is not None:
-        x_BMhD = Reorder.apply(x_BMhD, order_BM.argsort(1))
+        x_BMhD = Reorder.apply(x_BMhD, order_BM, True)
     x_NBLhD = x_BMhD.unflatten(1, (ranks, -1)).movedim(1, 0)
     return comm.all_to_all(x_NBLhD, group).movedim(0, 2).flatten(2, 3)  # [N, B, L, H/N, D] -> [B, L, H, D]
 
@@ -44,21 +44,22 @@ def repeat_kv(x_BLKD: Tensor, ranks: int) -> Tensor:
 
 
 class Reorder(torch.autograd.Function):
-    """A permutation of every row's slots; its backward is the inverse permutation, not a scatter-add."""
+    """A permutation of every row's slots, or back; its backward is the inverse permutation, not a scatter-add."""
 
     @staticmethod
     def spmd_typecheck(out: Tensor, *, x_BM: Tensor, order_BM: Tensor) -> None:
-        comm.type_permutation(out, x_BM, order_BM)
+        types.type_permutation(out, x_BM, order_BM)
 
     @staticmethod
-    def forward(ctx: Any, x_BM: Tensor, order_BM: Tensor) -> Tensor:
+    def forward(ctx: Any, x_BM: Tensor, order_BM: Tensor, back: bool) -> Tensor:
         ctx.save_for_backward(order_BM)
-        return _take(x_BM, order_BM)
+        ctx.back = back
+        return _take(x_BM, order_BM.argsort(1) if back else order_BM)
 
     @staticmethod
-    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None, None]:
         (order_BM,) = ctx.saved_tensors
-        return _take(grad_BM, order_BM.argsort(1)), None
+        return _take(grad_BM, order_BM if ctx.back else order_BM.argsort(1)), None, None
 
 
 def _take(x_BM: Tensor, order_BM: Tensor) -> Tensor:

@@ -44,13 +44,21 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, head: str, ent
 
 def parts_of_rank(config: Config, mesh: Mesh, head: str) -> list[Part]:
     """The layers of this rank's stages; the output head counts as the layers that it costs as much as."""
+    stages = parts_of_model(config, head)
     if mesh.pp is None:
-        return [Part(range(config.model.num_hidden_layers))]
-    schedule, pp = config.parallel.pipeline.schedule.value, config.parallel.pp
-    ranges = split_layers(config.model.num_hidden_layers, stages_per_rank(schedule) * pp, head_cost(config, head))
+        return stages
+    schedule = config.parallel.pipeline.schedule.value
+    return [stages[number] for number in stage_numbers(schedule, config.parallel.pp, mesh.pp_rank)]
+
+
+def parts_of_model(config: Config, head: str) -> list[Part]:
+    """All stages in order; one without a pipeline."""
+    layers, pp = config.model.num_hidden_layers, config.parallel.pp
+    if pp == 1:
+        return [Part(range(layers))]
+    ranges = split_layers(layers, stages_per_rank(config.parallel.pipeline.schedule.value) * pp, head_cost(config, head))
     return [
-        Part(ranges[stage], first=stage == 0, last=stage == len(ranges) - 1)
-        for stage in stage_numbers(schedule, pp, mesh.pp_rank)
+        Part(held, first=stage == 0, last=stage == len(ranges) - 1) for stage, held in enumerate(ranges)
     ]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from farside.parallel import types
 from farside.parallel.tensor import TensorParallel, WholeTensors
 
 BLOCK = 128
@@ -44,6 +45,12 @@ class Scores(torch.autograd.Function):
     backward pass turns the logits into their gradient in place; beyond, they are computed again chunk by chunk. With
     p the softmax and H its entropy, d logprob/d logit = [label] - p and d H/d logit = -p (log p + H).
     """
+
+    @staticmethod
+    def spmd_typecheck(
+        out: tuple[Tensor, Tensor], *, x_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, tensors: TensorParallel
+    ) -> None:
+        types.type_scores(out, x_NE, weight_VE, labels_N, tensors.group)
 
     @staticmethod
     def forward(
