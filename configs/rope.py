@@ -24,7 +24,7 @@ class Rope:
         """Raises UserError, led to by ``where``, for a scaling that means nothing."""
         if theta <= 1:
             raise UserError(f"{where}rope_theta = {theta}; give more than 1, such as 10000")
-        if scaling.kind is RopeKind.none:
+        if scaling.kind in (None, RopeKind.none):
             if scaling.factor != 1.0:
                 raise UserError(f"{where}rope_scaling: factor = {scaling.factor} but no kind; use pi, ntk or yarn")
             return cls(theta)
@@ -41,10 +41,11 @@ class Rope:
     def of_model(cls, model: ModelConfig) -> "Rope":
         return cls.of(model.rope_theta, model.rope_scaling, "model.")
 
-    def changed(self, theta: float | None, scaling: RopeScalingConfig | None, where: str) -> "Rope":
+    def changed(self, theta: float | None, scaling: RopeScalingConfig, where: str) -> "Rope":
         """This one, but for what a stage or an evaluation names."""
-        own = RopeScalingConfig(self.kind, self.factor, self.original_length)
-        return self.of(self.theta if theta is None else theta, own if scaling is None else scaling, where)
+        if scaling == RopeScalingConfig():
+            scaling = RopeScalingConfig(self.kind, self.factor, self.original_length)
+        return self.of(self.theta if theta is None else theta, scaling, where)
 
     def record(self) -> dict[str, Any]:
         """For a checkpoint's state."""

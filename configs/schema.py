@@ -62,8 +62,9 @@ class RunConfig:
 class RopeScalingConfig:
     """Stretches RoPE beyond the length a model was trained for; a base change (rope_theta) needs none of it."""
 
-    kind: RopeKind = RopeKind.none
-    """pi: positions divided by factor. ntk: a larger base instead. yarn: by parts, with an attention temperature."""
+    kind: RopeKind | None = None
+    """pi: positions divided by factor. ntk: a larger base instead. yarn: by parts, with an attention temperature. None:
+    as the comment of the section says; none: off."""
     factor: float = 1.0
     """New length over the old."""
     original_length: int = 0
@@ -91,7 +92,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """RoPE base of a stage that names none."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
-    """Of a stage that names none."""
+    """Of a stage that names no kind; no kind: none."""
     initializer_range: float = 0.02
     """Standard deviation of every matrix; those that write to the residual stream get it over sqrt(2 layers)."""
 
@@ -257,8 +258,8 @@ class StageConfig:
     """None: data.seq_len."""
     rope_theta: float | None = None
     """None: model.rope_theta."""
-    rope_scaling: RopeScalingConfig | None = None
-    """None: model.rope_scaling."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """No kind: model.rope_scaling."""
     lr: float | None = None
     """None: optim.lr."""
     global_batch_size: int | None = None
@@ -327,7 +328,7 @@ class EvalConfig:
     rope_theta: float | None = None
     """farside eval: RoPE base; None: the checkpoint's."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
-    """farside eval: as model.rope_scaling, to try one without training; kind none: the checkpoint's."""
+    """farside eval: as model.rope_scaling, to try one without training; no kind: the checkpoint's."""
     checkpoint: str | None = None
     """farside eval: checkpoint directory; None: the newest of the run."""
     name: str = "grid"

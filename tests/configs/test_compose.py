@@ -121,11 +121,12 @@ def test_rope_scaling_is_set_for_the_model_a_stage_and_an_evaluation() -> None:
             "model.rope_scaling.factor=4",
             "model.rope_scaling.original_length=64",
             f"stages=[{stage}]",
+            "stages.0.rope_scaling.factor=3",
             "eval.rope_scaling.kind=pi",
             "eval.rope_scaling.factor=8",
         ]
     )
     again = from_yaml(to_yaml(config))
     assert Rope.of_model(again.model) == Rope(1e4, RopeKind.yarn, 4.0, 64)
-    assert pretrain_stages(again)[0].rope == Rope(1e4, RopeKind.ntk, 2.0)
+    assert pretrain_stages(again)[0].rope == Rope(1e4, RopeKind.ntk, 3.0)
     assert again.eval.rope_scaling == RopeScalingConfig(RopeKind.pi, 8.0)

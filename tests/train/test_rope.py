@@ -131,9 +131,9 @@ def test_a_rope_survives_a_checkpoint_s_record_and_changes_by_parts() -> None:
     rope = scaled(RopeKind.yarn)
     assert Rope.from_record(rope.record()) == rope
     assert rope.record()["kind"] == "yarn"
-    assert rope.changed(None, None, "eval.") == rope
-    assert rope.changed(5e5, None, "eval.") == Rope(5e5, RopeKind.yarn, 16.0, 4096)
-    assert rope.changed(None, RopeScalingConfig(), "eval.") == Rope(1e4)
+    assert rope.changed(None, RopeScalingConfig(), "eval.") == rope
+    assert rope.changed(5e5, RopeScalingConfig(), "eval.") == Rope(5e5, RopeKind.yarn, 16.0, 4096)
+    assert rope.changed(None, RopeScalingConfig(RopeKind.none), "eval.") == Rope(1e4)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from farside.configs.errors import UserError
-from farside.configs.schema import NiahConfig, RopeScalingConfig
+from farside.configs.schema import NiahConfig
 from farside.data.order import rng
 from farside.data.prepare import Prepared
 from farside.data.synthetic.needle import Needle, NeedleWriter, insert
@@ -243,9 +243,7 @@ def main(runtime: Runtime) -> None:
     store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
     checkpoint = store.start_from(path)
     load_foreign(checkpoint, engine)
-    scaling = config.eval.rope_scaling
-    tried = None if scaling == RopeScalingConfig() else scaling
-    engine.set_rope(engine.rope.changed(config.eval.rope_theta, tried, "eval."))
+    engine.set_rope(engine.rope.changed(config.eval.rope_theta, config.eval.rope_scaling, "eval."))
     evaluate_grid(
         runtime,
         engine,
