@@ -333,6 +333,4 @@ def test_the_rule_of_label_scores_holds_for_sharded_tokens() -> None:
 @pytest.mark.parametrize("kind", [spmd.R, spmd.I, spmd.P, spmd.S(2)], ids=str)
 def test_the_rule_of_reorder_holds(kind: Any, back: bool) -> None:
     x_BM, order_BM = torch.randn(2, 6, 4), torch.stack([torch.randperm(6) for _ in range(2)])
-    rulecheck(
-        Reorder, (x_BM, order_BM, back), {"x_BM": {"tp": kind}, "order_BM": {"tp": spmd.R}}, mesh={"tp": 2}
-    )
+    rulecheck(Reorder, (x_BM, order_BM, back), {"x_BM": {"tp": kind}, "order_BM": {"tp": spmd.R}}, mesh={"tp": 2})

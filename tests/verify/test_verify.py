@@ -72,10 +72,10 @@ def test_more_right_layouts_agree(ranks: RankPool, words: str) -> None:
 
 PLANTED: dict[str, tuple[int, str, Plant, str, list[str]]] = {
     "norm gradient not summed over tp": (
-        *(4, "parallel.dp_shard=2 parallel.tp=2", bugs.norm_gradients_not_summed),
-        *("norm.weight by", ["tp"]),
+        *(2, "parallel.tp=2", bugs.norm_gradients_not_summed),
+        *("norm.weight (and 4 more) by", ["tp"]),
     ),
-    "loss averaged twice over dp": (2, "parallel.dp_shard=2", bugs.averaged_over_ranks, " by 0.5 ", ["dp_shard"]),
+    "loss averaged twice over dp": (2, "parallel.dp_shard=2", bugs.averaged_over_ranks, " more) by 0.5 ", ["dp_shard"]),
     "ring without its reduction": (2, "parallel.cp=2", bugs.ring_without_reduction, "gradient of ", ["cp"]),
     "tied gradient lost": (2, "parallel.pp=2", bugs.tied_gradient_lost, "gradient of model.embed_tokens", ["pp"]),
     "micro-batches averaged": (1, "", bugs.averaged_over_microbatches, " by 0.5 ", ["accumulation"]),
@@ -93,6 +93,12 @@ def test_planted_bugs_are_found_and_blamed(ranks: RankPool, name: str) -> None:
     assert said in found.line
     assert found.blame == blame, found.line
     assert record(found)["agrees_without"] == found.retried
+
+
+@pytest.mark.slow
+def test_a_bug_of_one_axis_is_told_from_the_other(ranks: RankPool) -> None:
+    found = verdict(ranks, 4, "parallel.dp_shard=2 parallel.tp=2", bugs.norm_gradients_not_summed)
+    assert found.retried == {"tp": True, "dp_shard": False, "accumulation": False}
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def plan_work(full: Config, stage: Stage, mesh: Mesh) -> Work | None:
         return None
     context, shape = context_of(full, mesh), (stage.micro_batch_size, stage.seq_len)
     generator = np.random.default_rng(0)
-    packed = np.stack([_packed(generator, stage.seq_len) for _ in range(stage.micro_batch_size)])
+    packed = np.stack([packed_row(generator, stage.seq_len) for _ in range(stage.micro_batch_size)])
     return Work(
         stage.seq_len,
         _over_mean(context.work(Documents.of(torch.zeros(shape, dtype=torch.long)))),
@@ -112,7 +112,7 @@ def plan_work(full: Config, stage: Stage, mesh: Mesh) -> Work | None:
     )
 
 
-def _packed(generator: np.random.Generator, size: int) -> np.ndarray:
+def packed_row(generator: np.random.Generator, size: int) -> np.ndarray:
     """Document numbers of a row, [S]."""
     lengths = np.maximum(1, generator.lognormal(np.log(MEDIAN), SPREAD, size=size)).astype(np.int64)
     return np.searchsorted(np.cumsum(lengths), np.arange(size), side="right")

@@ -67,12 +67,24 @@ class Differences:
         return max(self.weights.values())
 
     def worst(self, bounds: Bounds) -> tuple[str, float, float] | None:
-        """What exceeds its bound by most, as (what, difference, bound); None if nothing does."""
-        found = [("loss", self.loss, bounds.loss), ("gradient norm", self.grad_norm, bounds.grad_norm)]
-        found += [(f"gradient of {name}", value, bounds.gradient) for name, value in self.gradients.items()]
-        found += [(f"weight {name}", value, bounds.weight) for name, value in self.weights.items()]
-        what, value, bound = max(found, key=lambda each: each[1] / each[2])
-        return (what, value, bound) if value > bound else None
+        """What exceeds its bound, as (what, difference, bound): parameters first, the largest of them; None if nothing
+        does."""
+        for kind, values, bound in (
+            ("gradient of", self.gradients, bounds.gradient),
+            ("weight", self.weights, bounds.weight),
+        ):
+            exceeding = {name: value for name, value in values.items() if value > bound}
+            if exceeding:
+                name = max(exceeding, key=lambda each: exceeding[each])
+                more = f" (and {len(exceeding) - 1} more)" if len(exceeding) > 1 else ""
+                return f"{kind} {name}{more}", exceeding[name], bound
+        for kind, value, bound in (
+            ("loss", self.loss, bounds.loss),
+            ("gradient norm", self.grad_norm, bounds.grad_norm),
+        ):
+            if value > bound:
+                return kind, value, bound
+        return None
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

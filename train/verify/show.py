@@ -41,15 +41,15 @@ def _parameters(verdict: Verdict) -> None:
         (name, gradient, found.weights[name], gradient > bounds.gradient or found.weights[name] > bounds.weight)
         for name, gradient in found.gradients.items()
     ]
-    numbers = len("gradient") + 2 + len(" weights") + 2
+    numbers = len("  1e-16  weights")
     names = [name for name, *_ in rows]
     if max(map(len, names)) + numbers > out.width:
         names = [_short(name) for name in names]
     width = max(len(dtype.value), *map(len, names))
     out.print()
-    out.print(f"{dtype.value:<{width}}  gradient   weights", style="bold", markup=False)
+    out.print(f"{dtype.value:<{width}}   grad  weights", style="bold", markup=False)
     for name, (_, gradient, weight, wrong) in zip(names, rows):
-        line = f"{name:<{width}}  {gradient:>8.0e}  {weight:>8.0e}"
+        line = f"{name:<{width}}  {gradient:>5.0e}  {weight:>7.0e}"
         out.print(line, style="bold red" if wrong else "", markup=False)
 
 
