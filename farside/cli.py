@@ -12,6 +12,7 @@ COMMANDS = {
     "rl": "reinforcement learning (GRPO) with verifier and reward model",
     "eval niah": "needle-in-a-haystack grid of a checkpoint",
     "data prepare": "text to token files",
+    "verify": "whether a layout is right; --types: by its types alone, on one process, at any world size",
     "chat": "questions to a checkpoint:  farside chat RUN_DIR_OR_CHECKPOINT",
     "report": "report.html of a run, comparison.html of several:  farside report RUN_DIR...",
     "status": "what a run is doing:  farside status RUN_DIR",

@@ -60,10 +60,10 @@ def parts_of_model(config: Config, head: str) -> list[Part]:
     layers, pp = config.model.num_hidden_layers, config.parallel.pp
     if pp == 1:
         return [Part(range(layers))]
-    ranges = split_layers(layers, stages_per_rank(config.parallel.pipeline.schedule.value) * pp, head_cost(config, head))
-    return [
-        Part(held, first=stage == 0, last=stage == len(ranges) - 1) for stage, held in enumerate(ranges)
-    ]
+    ranges = split_layers(
+        layers, stages_per_rank(config.parallel.pipeline.schedule.value) * pp, head_cost(config, head)
+    )
+    return [Part(held, first=stage == 0, last=stage == len(ranges) - 1) for stage, held in enumerate(ranges)]
 
 
 def head_cost(config: Config, head: str) -> float:
