@@ -13,6 +13,7 @@ COMMANDS = {
     "eval niah": "needle-in-a-haystack grid of a checkpoint",
     "verify": "whether this layout computes what one process computes, on this machine",
     "data prepare": "text to token files",
+    "verify": "whether a layout is right; --types: by its types alone, on one process, at any world size",
     "chat": "questions to a checkpoint:  farside chat RUN_DIR_OR_CHECKPOINT",
     "report": "report.html of a run, comparison.html of several:  farside report RUN_DIR...",
     "status": "what a run is doing:  farside status RUN_DIR",

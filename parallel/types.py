@@ -6,6 +6,7 @@ hold the same, gradients too; V, Varying: each its own; or P, Partial: each a su
 Nothing here runs in training: ``spmd_types`` calls the rules of our autograd functions only while it checks.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -57,7 +58,8 @@ class MeshTypes:
         from spmd_types.checker import typecheck
 
         axes = {name: spmd.normalize_axis(group) for name, group in self.groups.items()}
-        with self._explained(), spmd.set_current_mesh(axes), typecheck(local=True):
+        with warnings.catch_warnings(), self._explained(), spmd.set_current_mesh(axes), typecheck(local=True):
+            warnings.simplefilter("ignore", FutureWarning)  # spmd_types 0.3.1 calls collectives by names torch renamed
             yield
 
     @contextmanager
@@ -67,7 +69,7 @@ class MeshTypes:
             yield
         except spmd.SpmdTypeError as error:
             lines = [line for line in str(error).splitlines() if "SPMD_TYPES_TRACEBACK_FILTERING" not in line]
-            text = " ".join(" ".join(lines).split())
+            text = " ".join(" ".join(lines).split()).replace("PerMeshAxisLocalSpmdType.", "")
             for name, group in self.groups.items():
                 text = text.replace(repr(spmd.normalize_axis(group)), name)
             raise TypeMismatch(text) from error

@@ -57,6 +57,12 @@ def dispatch(command: str, words: list[str]) -> int:
         from farside.doctor import examine
 
         return examine()
+    if command == "verify":
+        if "--types" not in words:
+            raise UserError("farside verify: only --types is there")
+        words = [word for word in words if word != "--types"]
+        outcomes = run_hydra("verify --types", words, verify_types)
+        return max((outcome.code for outcome in outcomes), default=0)
     plan = compose.plan_sweep(words) if "-m" in words or "--multirun" in words else None
     if plan is None:
         outcomes = run_hydra(command, words, lambda config: start(command, config, words))
@@ -161,6 +167,21 @@ def start(command: str, config: Config, words: list[str]) -> Outcome:
         outcome = Outcome(1, f"{directory}: {_cause(error)}{_keep_traceback(directory)}")
     print(f"error: {outcome.cause}", file=sys.stderr)
     return outcome
+
+
+def verify_types(config: Config) -> Outcome:
+    """Types of the configured layout: one line a stage, and the verdict. Starts no process and writes no file."""
+    from farside.parallel.types import TypeMismatch
+    from farside.train.engine.typecheck import check_types
+
+    try:
+        for line in check_types(config, config.parallel.ranks):
+            say(line, indent=2)
+    except TypeMismatch as mismatch:
+        print(f"error: types do not fit: {mismatch}", file=sys.stderr)
+        return Outcome(1, str(mismatch))
+    say(f"types fit on {config.parallel.ranks:,} ranks")
+    return Outcome(0, status="finished")
 
 
 def _work(command: str, config: Config, launcher: Launcher) -> Outcome:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from farside.configs import compose
+from farside.configs.schema import Config, ParallelConfig
+from farside.launch.commands import verify_types
+from farside.parallel.plan import ShardTable
 from tests.faults.driver import farside, last_step, sequence, status
 
 
@@ -70,3 +73,24 @@ def test_run_directory_of_a_finished_run(finished: Path) -> None:
     record = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
     assert {"step", "tokens", "loss", "grad_norm", "lr", "seconds", "tokens_per_second", "mfu"} <= record.keys()
     assert [path.name for path in sorted((finished / "logs").iterdir())] == ["launcher.log", "rank_0.log"]
+
+
+@pytest.mark.timeout(60)
+def test_types_of_a_layout_are_checked_without_its_ranks(tmp_path: Path) -> None:
+    words = ["verify", "--types", "experiment=tiny", "parallel.tp=2", "parallel.cp=16", "parallel.dp_shard=32"]
+    done = farside(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["loss: dp V, cp I, tp I", "types fit on 1,024 ranks"]
+    assert list(tmp_path.iterdir()) == []
+    done = farside([*words, "parallel.tp=3"], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: parallel.tp = 3 does not divide")
+
+
+def test_types_that_do_not_fit_end_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    right = ShardTable.is_summed
+    monkeypatch.setattr(ShardTable, "is_summed", lambda self, name: "norm" not in name and right(self, name))
+    assert verify_types(Config(parallel=ParallelConfig(tp=2))).code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: types do not fit: stage 1 of 1")
+    assert "axis tp" in line
