@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 PRELOAD = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "farside.train.engine.native"]
 
@@ -135,6 +136,7 @@ def _serve(connection: Connection) -> None:
 
 def _call(port: int, name: str, place: Rank, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     if place.world_size > 1:
+        _clear_sharding_prop_cache()  # DTensor's holds meshes of earlier calls, whose groups are gone or are others now
         store = dist.PrefixStore(name, dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world_size)
     result = fn(place, *args)

@@ -64,7 +64,7 @@ class Verdict:
     def _reason(self) -> str:
         if self.blame:
             return f"agrees without {', and without '.join(self.blame)}"
-        return "agrees with nothing switched off alone" if self.retried else "there is nothing to switch off"
+        return "no part switched off alone makes it agree"
 
 
 def verify(config: Config, mesh: Mesh, device: torch.device) -> Verdict:

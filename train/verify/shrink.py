@@ -18,6 +18,8 @@ from farside.parallel.pipeline import stages_per_rank
 
 ROWS = 2
 """Of a micro-batch."""
+AT_ONCE = 64
+"""Rows that the one process computes at once, at most: thousands of data-parallel ranks must fit into its memory."""
 CLIP = 0.05
 """Below the gradient norm of every step, so that clipping is active."""
 LOCAL, LOCAL_BALANCED = 24, 256
@@ -51,10 +53,11 @@ def shrunken(config: Config, stage: Stage) -> Config:
 
 
 def one_process(small: Config) -> Config:
-    """The same training in one piece: one rank, one micro-batch, nothing recomputed or compiled, float64."""
+    """The same training in one piece: one rank, one micro-batch (unless it would be huge), nothing recomputed or
+    compiled, float64."""
     alone = copy.deepcopy(small)
     alone.parallel = ParallelConfig()
-    alone.data.micro_batch_size = alone.data.global_batch_size
+    alone.data.micro_batch_size = min(AT_ONCE, alone.data.global_batch_size)
     alone.train.activation_checkpointing, alone.train.compile = Recompute.none, False
     alone.train.dtype = Dtype.float64
     return alone
