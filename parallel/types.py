@@ -109,6 +109,13 @@ def type_permutation(out: Tensor, tensor: Tensor, order: Tensor) -> None:
     rules.einsum("b_...->b_...", tensor, linear_in=(0,), out=out)
 
 
+def type_norm(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """A norm over the last dim: local and not linear."""
+    from spmd_types import rules
+
+    rules.einsum("..._,_->..._", x, weight, out=out)
+
+
 def type_join(out: Tensor, tensor: Tensor, group: comm.Group) -> None:
     """Every rank's slots to the whole, on ranks that all go on alike: V -> I on every axis within the group's."""
     from spmd_types import rules

@@ -35,7 +35,7 @@ from farside.train.engine.typecheck import check_loss, check_types, shrunken
 from farside.train.loss import LossFn, WeightedSum, lm_loss
 from farside.train.model.heads import Scores, TokenOutputs
 from tests.parity.cells import Cell, config_of
-from tests.parity.test_parity import CELLS
+from tests.parity.matrix import cover
 from tests.ranks import Rank, RankPool
 
 DENSE_70B = ModelConfig(
@@ -84,7 +84,7 @@ def name_of(config: Config) -> str:
     return f"{'x'.join(map(str, degrees))} {parallel.context.kind.value} {parallel.pipeline.schedule.value}"
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", cover(), ids=lambda cell: cell.name)
 def test_every_layout_of_the_parity_matrix_passes(cell: Cell) -> None:
     lines = check_types(config_of(cell), cell.ranks)
     assert lines[-1].startswith("loss: ")
@@ -113,7 +113,7 @@ def test_one_rank_has_no_types() -> None:
 def test_degrees_that_do_not_fit_are_said_before_any_group_exists() -> None:
     with pytest.raises(UserError, match="but 8 ranks were started"):
         check_types(production((1, 2, 1, 2, 1)), 8)
-    with pytest.raises(UserError, match="does not divide model.num_key_value_heads"):
+    with pytest.raises(UserError, match="does not divide model"):
         check_types(production((1, 1, 1, 16, 1)), 16)
 
 
@@ -123,9 +123,10 @@ def test_degrees_that_do_not_fit_are_said_before_any_group_exists() -> None:
 def rejected(loss_of: Callable[[Mesh], LossFn] = lambda mesh: lm_loss, kind: str = "ring", head: str = "lm") -> str:
     """What the check says of dp2·cp2·tp2."""
     config = shrunken(production((1, 2, 2, 2, 1), kind))
-    with comm.fake_ranks(8), pytest.raises(TypeMismatch) as caught:
+    with comm.fake_ranks(8):
         mesh = ParallelDims.resolve(config.parallel, 8).build("cpu")
-        check_loss(config, mesh, loss_of(mesh), head)
+        with pytest.raises(TypeMismatch) as caught:
+            check_loss(config, mesh, loss_of(mesh), head)
     return str(caught.value)
 
 
@@ -138,7 +139,7 @@ def test_a_norm_gradient_not_reduced_over_tp(monkeypatch: pytest.MonkeyPatch, no
         monkeypatch.setattr(DENSE_70B, "qk_norm", True)
     said = rejected()
     assert "Invariant type on axis tp cannot mix with other types" in said
-    assert "rms_norm" in said
+    assert "tp: I" in said
 
 
 @pytest.mark.parametrize("axis", ["dp", "cp"])
@@ -209,7 +210,7 @@ def merged(reduces: bool) -> Callable[..., Tensor]:
         part = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
         if reduces:
             return comm.sum_scatter(part, 1, self.group)
-        return spmd.reinterpret(part, self.group, src=spmd.V, dst=spmd.P)[:, : q.shape[2] // self.size]
+        return spmd.reinterpret(part, self.group, src=spmd.V, dst=spmd.P).narrow(1, 0, k.shape[2])
 
     return attend
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from farside.parallel import types
+
 
 class RMSNorm(nn.Module):
     """Computed in at least float32, returned in the input's type; the weight is rounded to it first, as FSDP does."""
@@ -28,6 +30,10 @@ class _RMSNorm(torch.autograd.Function):
     torch differentiates its formula op by op, which on the CPU makes a dozen passes over memory; here both sums are
     products of a matrix and a vector.
     """
+
+    @staticmethod
+    def spmd_typecheck(out: Tensor, *, x: Tensor, weight_E: Tensor) -> None:
+        types.type_norm(out, x, weight_E)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_E: Tensor, eps: float) -> Tensor:
