@@ -8,16 +8,22 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Dtype, ParallelConfig, Recompute
+from farside.configs.schema import Dtype, ModelConfig, ParallelConfig, Recompute
 from farside.data.batch import Batch
 from farside.parallel.mesh import ParallelDims
 from farside.train.engine.native import NativeEngine
 from farside.train.loss import lm_loss
 from tests.train.models import SMALL, random_batch, small_config
 
+NORMED = replace(SMALL, qk_norm=True)
+WIDE = replace(SMALL, hidden_size=64, intermediate_size=176, num_hidden_layers=4, num_key_value_heads=4, head_dim=16)
+"""Proportions of a Llama, so that what a block keeps is typical."""
 
-def make_engine(recompute: Recompute, dtype: Dtype = Dtype.float64, compile: bool = False) -> NativeEngine:
-    config = small_config(replace(SMALL, qk_norm=True), dtype)
+
+def make_engine(
+    recompute: Recompute, dtype: Dtype = Dtype.float64, compile: bool = False, model: ModelConfig = NORMED
+) -> NativeEngine:
+    config = small_config(model, dtype)
     config.train.activation_checkpointing, config.train.compile = recompute, compile
     return NativeEngine(config, ParallelDims.resolve(ParallelConfig(), 1).build("cpu"), torch.device("cpu"))
 
@@ -42,7 +48,7 @@ def test_recomputed_gradients_are_equal_bit_for_bit(recompute: Recompute) -> Non
 
 def kept_bytes(recompute: Recompute) -> int:
     """What the forward pass leaves allocated for the backward pass."""
-    engine = make_engine(recompute)
+    engine = make_engine(recompute, model=WIDE)
     _, items = engine._items([random_batch(0, 4, 256)])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         (outputs,) = engine.stages.forward(items)
@@ -53,7 +59,7 @@ def kept_bytes(recompute: Recompute) -> int:
 def test_each_kind_keeps_less_than_the_one_before() -> None:
     none, selective, full = (kept_bytes(kind) for kind in (Recompute.none, Recompute.selective, Recompute.full))
     assert selective < 0.85 * none
-    assert full < 0.5 * selective
+    assert full < 0.2 * none
 
 
 @pytest.mark.slow  # the first use of inductor builds its headers: up to a minute
