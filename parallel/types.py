@@ -9,6 +9,7 @@ Nothing here runs in training: ``spmd_types`` calls the rules of our autograd fu
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import spmd_types as spmd
 from torch import Tensor
@@ -121,8 +122,10 @@ def type_join(out: Tensor, tensor: Tensor, group: comm.Group) -> None:
     from spmd_types import rules
 
     whole = rules.einsum("b_...->b_...", tensor)
-    context = spmd.normalize_axis(group)
-    for axis in [axis for axis in spmd.get_local_type(tensor) if axis <= context]:
+    assert group is not None
+    context: Any = spmd.normalize_axis(group)
+    axes: list[Any] = list(spmd.get_local_type(tensor))
+    for axis in [axis for axis in axes if axis <= context]:
         whole = rules.all_gather(whole, axis, src=spmd.S(1), dst=spmd.I)
     rules.output(out, whole)
 
