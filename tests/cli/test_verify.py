@@ -26,6 +26,7 @@ def test_two_ranks_on_a_narrow_terminal(tmp_path: Path) -> None:
     with Terminal(["verify", *WORDS, "parallel.cp=2"], tmp_path, columns=40) as terminal:
         assert terminal.wait() == 0, terminal.text
     assert [line for line in terminal.lines if len(line.rstrip()) > 40] == []
+    assert "one attention sends, from each rank:" in [line.rstrip() for line in terminal.lines]
     text = " ".join(terminal.text.split())
     number = r"\de[+-]\d\d"
     assert re.search(rf"float64 grad weights embed_tokens {number} {number} 0 input_norm {number} ", text)

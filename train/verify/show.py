@@ -29,6 +29,7 @@ def show(verdict: Verdict) -> None:
         _work(verdict.work)
     if verdict.retried:
         parts = [f"{name} {'agrees' if agreed else 'differs'}" for name, agreed in verdict.retried.items()]
+        print()
         say(f"switched off, one at a time:  {',  '.join(parts)}", indent=2)
     _verdict(verdict)
 
@@ -78,8 +79,13 @@ def _abbreviated(dtype: str) -> str:
     return {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16"}[dtype]
 
 
+def _title(text: str) -> None:
+    print()
+    say(text, indent=2)
+
+
 def _traffic(traffic: Traffic) -> None:
-    say("\none attention sends, from each rank:")
+    _title("one attention sends, from each rank:")
     for direction in ("forward", "backward"):
         formula: dict[str, int] = getattr(traffic.formula, direction)
         counted = [getattr(each, direction) for each in traffic.counted]
@@ -103,7 +109,7 @@ def _size(count: int) -> str:
 
 
 def _work(work: Work) -> None:
-    say(f"\nattention work at {work.seq_len:,} tokens, busiest rank over the mean:", indent=2)
+    _title(f"attention work at {work.seq_len:,} tokens, busiest rank over the mean:")
     for title, shares in (("one document a row", work.one), ("packed documents", work.packed)):
         say(f"  {title}  {max(shares):.2f}  ({_shares(shares)})", indent=4)
 
