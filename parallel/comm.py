@@ -122,11 +122,13 @@ def gather_alike(x: Tensor, dim: int, group: Group) -> Tensor:
 def sum_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
     """Partial -> Shard(dim): the sum over ranks, cut along ``dim``. Backward: all-gather, Shard(dim) -> R.
 
-    What a rank computed from its part of a sum is Varying until here: src=V declares it a summand.
+    What a rank computed from its part of a sum is Varying until here; while types are checked, it is declared a summand.
     """
     if size(group) == 1:
         return x
-    return spmd.reduce_scatter(x, group, src=spmd.V, dst=spmd.S(dim), **_at_least_fp32(x))
+    if spmd.TYPE_CHECKING:
+        x = spmd.reinterpret(x, group, src=spmd.V, dst=spmd.P)
+    return spmd.reduce_scatter(x, group, src=spmd.P, dst=spmd.S(dim), **_at_least_fp32(x))
 
 
 def max_(tensor: Tensor, group: Group) -> Tensor:
