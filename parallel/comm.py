@@ -122,7 +122,7 @@ def gather_alike(x: Tensor, dim: int, group: Group) -> Tensor:
 def sum_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
     """Partial -> Shard(dim): the sum over ranks, cut along ``dim``. Backward: all-gather, Shard(dim) -> R.
 
-    What a rank computed from its part of a sum is Varying until here; while types are checked, it is declared a summand.
+    What a rank computed from its part of a sum is Varying until here; while types are checked, it is declared Partial.
     """
     if size(group) == 1:
         return x
