@@ -216,6 +216,10 @@ def check_layout(config: Config) -> None:
             "parallel.pipeline.schedule=zbv splits the backward pass, which neither train.compile nor "
             "train.activation_checkpointing supports; turn them off or use 1f1b"
         )
+    if tp > 1 and config.train.compile:
+        raise UserError(
+            "train.compile: the collectives of parallel.tp > 1 cannot be compiled yet; turn one of them off"
+        )
     kind, degree = parallel.context.kind, parallel.ulysses
     if parallel.cp % degree:
         raise UserError(

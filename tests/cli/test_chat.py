@@ -146,6 +146,7 @@ def test_settings_and_paths(job: Path, tmp_path: Path) -> None:
         find(tmp_path / "sweep")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_data_that_is_gone_is_named(job: Path, tmp_path: Path) -> None:
     shutil.copytree(job / "sft", tmp_path / "run")

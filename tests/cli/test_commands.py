@@ -52,6 +52,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert "two gloo ranks  ok" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_multirun(tmp_path: Path, words: list[str]) -> None:
     overrides = [word for word in words if not word.startswith("train.steps")]

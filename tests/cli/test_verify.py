@@ -19,6 +19,7 @@ def verdict(directory: Path) -> dict[str, object]:
     return json.loads((directory / "verify" / "verify.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_two_ranks_on_a_narrow_terminal(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()

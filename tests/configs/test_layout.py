@@ -66,6 +66,13 @@ def test_zero_bubble_refuses_what_the_library_gets_wrong() -> None:
             pretrain_stages(replace(BASE, parallel=layout, train=train))
 
 
+def test_compiled_tensor_parallelism_is_refused() -> None:
+    for layout, compiled in ((parallel(tp=2), False), (parallel(cp=2), True)):
+        pretrain_stages(replace(BASE, parallel=layout, train=TrainConfig(compile=compiled)))
+    with pytest.raises(UserError, match="cannot be compiled yet"):
+        pretrain_stages(replace(BASE, parallel=parallel(tp=2), train=TrainConfig(compile=True)))
+
+
 def test_possible_layouts_pass() -> None:
     for layout in (
         parallel(tp=4, cp=2, pp=4),
