@@ -12,9 +12,9 @@ from tests.ranks import RankPool
 FP64 = {"loss": 1e-12, "gradient": 1e-10, "weight": 1e-9}
 BOUNDS = {
     "float32": {"loss": 1e-6, "gradient": 1e-5, "weight": 1e-6},
-    "bfloat16": {"loss": 1e-2, "gradient": 1e-1, "weight": 1e-2},
+    "bfloat16": {"loss": 1e-2, "gradient": 3e-1, "weight": 1e-2},
 }
-"""Of a layout in low precision to one process in fp64; docs/parity.md has what is measured."""
+"""Of a layout in low precision to one process in fp64: docs/parity.md measures one process alone at 5e-6 and 1e-1."""
 MATRIX = cover()
 
 
