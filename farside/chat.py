@@ -18,7 +18,7 @@ from rich.console import Console
 
 from farside.configs import compose
 from farside.configs.errors import UserError
-from farside.configs.schema import ChatConfig, Config, ParallelConfig
+from farside.configs.schema import ChatConfig, CheckpointConfig, Config, ParallelConfig
 from farside.data.chat import END_THINK, THINK
 from farside.data.prepare import Prepared
 from farside.data.tokenizer import Tokenizer
@@ -191,7 +191,7 @@ def load(path: Path, plain: bool) -> Talker:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mesh = ParallelDims.resolve(ParallelConfig(), 1).build(device.type)
     engine = NativeEngine(config, mesh, device)
-    load_foreign(CheckpointStore(run_dir, 1, mesh.dp, identity(config, data)).start_from(path), engine)
+    load_foreign(CheckpointStore(run_dir, CheckpointConfig(), mesh.dp, identity(config, data)).start_from(path), engine)
     return Talker(engine.replica(), data.tokenizer, checkpoint, stage in TALKING and not plain)
 
 

@@ -95,6 +95,7 @@ class TrainLoop:
                 if progress.step <= stage.last_step:
                     self._run_stage(stage, progress)
         finally:
+            self.store.let_end()
             self.profiler.close()
             self.printer.close()
             if self.metrics:
@@ -110,15 +111,18 @@ class TrainLoop:
             # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
             mesh = self.runtime.mesh
             mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
-            total_weight, pairs, stop = comm.sum_floats(
+            total_weight, pairs, stop, failed = comm.sum_floats(
                 [
                     sum(batch.weight for batch in mine),
                     sum(batch.visible_pairs for batch in mine),
                     float(self.runtime.stop.requested),
+                    float(self.store.failed),
                 ],
                 mesh.world,
                 self.runtime.device,
             )
+            if failed:
+                self.store.finish()
             if stop:
                 self._stop(stage, progress)
             lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
@@ -132,6 +136,7 @@ class TrainLoop:
             self._call_hooks(stage, progress)  # before saving: a kill in between repeats them, it does not lose them
             if progress.step % self.config.checkpoint.every == 0 or progress.step == stage.last_step:
                 self._save(stage, progress)
+        self.store.finish()
         self.after_stage(stage)
 
     def _call_hooks(self, stage: Stage, progress: Progress) -> None:
@@ -141,6 +146,7 @@ class TrainLoop:
                     hook(StepInfo(progress.step, stage))
         except Stopped:
             self._save(stage, progress)
+            self.store.finish()
             raise
 
     def _record(
@@ -181,6 +187,7 @@ class TrainLoop:
 
     def _stop(self, stage: Stage, progress: Progress) -> None:
         self._save(stage, progress)
+        self.store.finish()
         self.printer.say(f"stopped at step {progress.step}, checkpoint saved; the same command goes on from there")
         raise Stopped(f"asked to stop at step {progress.step}")
 

@@ -108,11 +108,12 @@ def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -
 
 def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Progress:
     """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
+    store.preflight(engine)
     resumed = store.resume(engine)
     if resumed is not None:
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
-            say(f"resumed at step {resumed.step} from {resumed.path}", indent=2)
+            say(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", indent=2)
         return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
     if runtime.init_from is None:
         return Progress()
@@ -123,10 +124,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
 
 def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
     """Weights of another phase; a head that it lacks (score) keeps its initial values."""
-    weights = checkpoint.tensors("model")
-    for name, value in engine.named_weights():
-        weights.setdefault(name, value)
-    engine.load_weights(weights)
+    engine.load_weights(checkpoint.reader("model"))
     engine.set_rope(Rope.from_record(checkpoint.state["rope"]))
 
 

@@ -240,7 +240,7 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data))
     checkpoint = store.start_from(path)
     load_foreign(checkpoint, engine)
     engine.set_rope(engine.rope.changed(config.eval.rope_theta, config.eval.rope_scaling, "eval."))
