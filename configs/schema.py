@@ -494,3 +494,13 @@ class ChatConfig:
     """Of sampled answers."""
     plain: bool = False
     """Continue the text even where the checkpoint knows the chat format; --plain says the same."""
+
+
+@dataclass
+class ExportConfig:
+    """``farside export hf``: keys of its own, since it changes no run."""
+
+    max_shard_bytes: int = 5_000_000_000
+    """Bytes of a file of weights at most; a tensor that is larger gets a file of its own."""
+    dtype: Dtype | None = None
+    """Weights are rounded to this type; None: as the checkpoint has them."""
