@@ -292,7 +292,9 @@ class TrainConfig:
     init_from: str | None = None
     """Checkpoint directory to start from when the run directory holds none."""
     timeout_seconds: int = 300
-    """A collective that takes longer ends the run, naming the rank."""
+    """A rank that stands still for longer within a step (data, forward, backward, update) ends the run, named."""
+    slow_timeout_seconds: int = 1800
+    """The same for start-up, the first step of a stage, evaluations, saving, and sampling in RL."""
 
 
 @dataclass
