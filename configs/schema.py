@@ -289,10 +289,17 @@ class TrainConfig:
     """On CUDA: deterministic kernels only. The CPU is deterministic anyway."""
     loss_chunk: int = 8192
     """Tokens whose logits exist at once; more are computed chunk by chunk and again in the backward pass."""
+    offload_activations: bool = False
+    """With activation_checkpointing=full: the inputs of blocks wait for the backward pass in host memory."""
+    mlp_chunk: int = 0
+    """Tokens of a rank that go through an MLP at once; more go chunk by chunk, and again in the backward pass. 0: all
+    at once."""
     init_from: str | None = None
     """Checkpoint directory to start from when the run directory holds none."""
     timeout_seconds: int = 300
-    """A collective that takes longer ends the run, naming the rank."""
+    """A rank that stands still for longer within a step (data, forward, backward, update) ends the run, named."""
+    slow_timeout_seconds: int = 1800
+    """The same for start-up, the first step of a stage, evaluations, saving, and sampling in RL."""
 
 
 class Best(Enum):
@@ -509,3 +516,13 @@ class ChatConfig:
     """Of sampled answers."""
     plain: bool = False
     """Continue the text even where the checkpoint knows the chat format; --plain says the same."""
+
+
+@dataclass
+class ExportConfig:
+    """``farside export hf``: keys of its own, since it changes no run."""
+
+    max_shard_bytes: int = 5_000_000_000
+    """Bytes of a file of weights at most; a tensor that is larger gets a file of its own."""
+    dtype: Dtype | None = None
+    """Weights are rounded to this type; None: as the checkpoint has them."""
