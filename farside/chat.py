@@ -23,7 +23,8 @@ from farside.parallel.mesh import ParallelDims
 from farside.settings import parse as parse_settings
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.format import MANIFEST, Checkpoint
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import fold
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import stream

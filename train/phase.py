@@ -24,7 +24,8 @@ from farside.data.synthetic.copy import CopySource
 from farside.data.synthetic.needle import NeedleSource
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import Progress

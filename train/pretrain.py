@@ -8,7 +8,8 @@ import time
 
 from farside.configs.stages import Stage, pretrain_stages
 from farside.train.checkpoint.contract import contract
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.eval.niah import GridHook, check_grid, evaluate_grid
 from farside.train.loop import TrainLoop

@@ -12,7 +12,7 @@ import torch
 
 from farside.configs.errors import UserError
 from farside.train.checkpoint import format as checkpoint_format
-from farside.train.checkpoint.store import newest
+from farside.train.checkpoint.retention import newest
 from tests.faults.driver import Job, farside, sequence
 from tests.mounts import small_disk
 

@@ -14,7 +14,8 @@ from farside.configs.schema import CheckpointConfig
 from farside.parallel.box import Box, Piece, Stored
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.format import MANIFEST, read, write
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.base import EngineState
 
 TENSORS = {

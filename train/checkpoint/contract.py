@@ -20,9 +20,7 @@ PLACES = ("train.init_from", "rl.reward_model")
 """Not recorded: paths, which differ between equal runs."""
 
 
-def contract(
-    config: Config, fingerprint: str, section: str, stages: Sequence[Stage], **more: object
-) -> dict[str, Any]:
+def contract(config: Config, fingerprint: str, section: str, stages: Sequence[Stage], **more: object) -> dict[str, Any]:
     """For a checkpoint's state. section: where the stages' keys stand in the configuration: stages, data, sft, reward,
     rl. more: further values that are held, by key."""
     settings = {key: value for key, value in compose.flat(config).items() if key.startswith(FREE) and key not in PLACES}

@@ -18,7 +18,6 @@ from farside.train.checkpoint.retention import (
     folder_name,
     lack_of_room,
     metric_of_step,
-    newest,
     prune,
     require_room,
     set_aside,
@@ -30,6 +29,7 @@ from farside.train.engine.base import Engine
 T = TypeVar("T")
 OWN_KEYS = ("identity", "parent", "updates", "contract", "metrics")
 """Of a checkpoint's state: what the store itself puts there."""
+
 
 class SaveFailed(OSError):
     """A checkpoint could not be written; the one before it is untouched. Raised alike on all ranks."""
@@ -43,7 +43,14 @@ class CheckpointStore:
     on besides (``farside.train.checkpoint.contract``). parent: hash of the checkpoint this run started from.
     """
 
-    def __init__(self, run_dir: Path, settings: CheckpointConfig, group: comm.Group, identity: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: CheckpointConfig,
+        group: comm.Group,
+        identity: dict[str, Any],
+        contract: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run_dir, self.folder, self.settings, self.group = run_dir, run_dir / "checkpoints", settings, group
         self.identity, self.contract = identity, contract
         self.parent: str | None = None
@@ -170,8 +177,8 @@ class CheckpointStore:
             self._load(checkpoint, engine)
             self.parent, self.last = checkpoint.state["parent"], checkpoint.step
             if comm.rank(self.group) == 0:
-                for damaged, error in corrupt:
-                    say(f"warning: {set_aside(damaged, error)}; going on from step {checkpoint.step}", indent=2)
+                for damaged, wrong in corrupt:
+                    say(f"warning: {set_aside(damaged, wrong)}; going on from step {checkpoint.step}", indent=2)
             return checkpoint
         if corrupt:
             raise corrupt[0][1]

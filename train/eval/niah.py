@@ -22,7 +22,8 @@ from farside.data.prepare import Prepared
 from farside.data.synthetic.needle import Needle, NeedleWriter, insert
 from farside.parallel import comm
 from farside.train.checkpoint.format import read
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import generate
