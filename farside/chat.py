@@ -168,7 +168,7 @@ def find(path: Path) -> Path:
 
 def load(path: Path, plain: bool) -> Talker:
     """The verified checkpoint on this machine's device. Raises UserError if it cannot talk or its data is gone."""
-    checkpoint = checkpoint_format.read(path)
+    checkpoint = checkpoint_format.load(path)
     stage = checkpoint.state["stage"]
     if stage == "reward":
         raise UserError(f"{path}: a reward model, which scores texts and writes none; name a checkpoint of sft or rl")

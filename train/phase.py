@@ -156,11 +156,11 @@ def write_summary(runtime: Runtime, started: float, **facts: Any) -> None:
     """summary.json: a phase's headline facts and the checkpoint it leaves behind. Rank 0 only."""
     if not runtime.main:
         return
-    from farside.train.checkpoint.format import read
+    from farside.train.checkpoint.format import load
 
     path = newest(runtime.dir)
     assert path is not None
-    checkpoint = read(path)
+    checkpoint = load(path)
     described = {
         "path": str(path),
         "step": checkpoint.step,

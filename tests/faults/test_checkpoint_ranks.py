@@ -14,7 +14,7 @@ import torch
 from farside.configs.errors import UserError
 from farside.configs.schema import CheckpointConfig
 from farside.parallel import comm
-from farside.train.checkpoint import files, saving
+from farside.train.checkpoint import files, retention, saving
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint import store as checkpoint_store
 from farside.train.checkpoint.format import read
@@ -84,7 +84,8 @@ ON_RANK_0: dict[str, Point] = {
 }
 AFTERWARDS: dict[str, Point] = {
     "after the rename": (checkpoint_format, "sync_folder", lambda action: before(action, 2)),
-    "while removing old ones": (checkpoint_store, "prune", before),
+    "before removing old ones": (checkpoint_store, "prune", before),
+    "while removing one": (retention, "remove", before),
 }
 """On rank 0, when the checkpoint is there already."""
 CASES = [

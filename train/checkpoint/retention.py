@@ -1,6 +1,7 @@
 """Which checkpoints a run directory holds, which of them stay, and whether the disk has room for the next."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -38,7 +39,7 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def metric_of_step(run_dir: Path, name: str, step: int) -> float | None:
-    """The field of that step in metrics.jsonl, whose last line it is; None if it has none."""
+    """The field of that step in metrics.jsonl, whose last line it is; None if it has none or it is not finite."""
     if not (run_dir / METRICS).is_file():
         return None
     with (run_dir / METRICS).open("rb") as stream:
@@ -46,7 +47,7 @@ def metric_of_step(run_dir: Path, name: str, step: int) -> float | None:
         lines = stream.read().splitlines()
     record = json.loads(lines[-1]) if lines else {}
     value = record.get(name) if record.get("step") == step else None
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def best(paths: list[Path], settings: CheckpointConfig) -> set[Path]:

@@ -84,7 +84,7 @@ class CheckpointStore:
         if self.settings.asynchronous:
             groups = self.snapshot.take(groups)
         place = comm.rank(self.group), comm.size(self.group)
-        self.saving = Saving(path, step, groups, described, place, lambda: prune(self.run_dir, self.settings))
+        self.saving = Saving(path, step, groups, described, place, self._remove_old)
         if not self.settings.asynchronous:
             self.finish()
 
@@ -122,6 +122,13 @@ class CheckpointStore:
             require_room(path.parent, self.bytes)
             checkpoint_format.begin(path)
 
+    def _remove_old(self) -> None:
+        """On rank 0, once the new one is there, which a failure here does not undo."""
+        try:
+            prune(self.run_dir, self.settings)
+        except OSError as error:
+            say(f"warning: old checkpoints stay: {' '.join(str(error).split())}", indent=2)
+
     def _attempt(self, action: Callable[[], None]) -> str | None:
         """The first problem of any rank with it, as one line. Collective."""
         problem = None
@@ -149,10 +156,13 @@ class CheckpointStore:
             self.bytes = sum(comm.gather_objects(mine, self.group))
 
     def preflight(self, engine: Engine) -> None:
-        """Before the first step: raises UserError unless the disk has room for one checkpoint more than are kept.
-        Collective."""
+        """Before the first step: raises UserError unless the disk has room for one checkpoint more than are kept, and
+        takes the memory of the copies. Collective."""
         state = engine.state_dict()
-        self._count({"model": state.model, "optimizer": state.optimizer})
+        groups = {"model": state.model, "optimizer": state.optimizer}
+        self._count(groups)
+        if self.settings.asynchronous:
+            self.snapshot.take(groups)
         problem = None
         if comm.rank(self.group) == 0:
             problem = lack_of_room(self.run_dir, self.settings, self.bytes)

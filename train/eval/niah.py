@@ -21,7 +21,7 @@ from farside.data.order import rng
 from farside.data.prepare import Prepared
 from farside.data.synthetic.needle import Needle, NeedleWriter, insert
 from farside.parallel import comm
-from farside.train.checkpoint.format import read
+from farside.train.checkpoint.format import load
 from farside.train.checkpoint.retention import newest
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
@@ -181,7 +181,7 @@ def evaluate_grid(
     grids = {source: run_grid(runtime, model, data, config, source) for source in config.sources}
     first = grids[config.sources[0]]
     described = (
-        {"path": str(checkpoint), "hash": read(checkpoint).hash, "step": read(checkpoint).step} if checkpoint else None
+        {"path": str(checkpoint), "hash": load(checkpoint).hash, "step": load(checkpoint).step} if checkpoint else None
     )
     result = {
         "name": name,
