@@ -290,7 +290,7 @@ class TrainConfig:
     loss_chunk: int = 8192
     """Tokens whose logits exist at once; more are computed chunk by chunk and again in the backward pass."""
     init_from: str | None = None
-    """Checkpoint directory to start from when the run directory holds none."""
+    """Checkpoint, or run directory whose newest is meant, to start from when run.dir holds none."""
     timeout_seconds: int = 300
     """A collective that takes longer ends the run, naming the rank."""
 
@@ -504,3 +504,11 @@ class ExportConfig:
     """Bytes of a file of weights at most; a tensor that is larger gets a file of its own."""
     dtype: Dtype | None = None
     """Weights are rounded to this type; None: as the checkpoint has them."""
+
+
+@dataclass
+class ImportConfig:
+    """``farside import hf``: keys of its own, since it changes no run."""
+
+    extend_vocab: bool = False
+    """Add rows to the vocabulary for the special tokens of farside's formats where the model has no spare ones."""

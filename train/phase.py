@@ -12,7 +12,7 @@ from torch import Tensor
 
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config
+from farside.configs.schema import Config, ModelConfig
 from farside.configs.stages import Stage
 from farside.data.batch import Batch
 from farside.data.loader import Loader
@@ -22,6 +22,7 @@ from farside.data.pack import TextSource, TraceSource
 from farside.data.prepare import Prepared, prepare
 from farside.data.synthetic.copy import CopySource
 from farside.data.synthetic.needle import NeedleSource
+from farside.data.tokenizer import Tokenizer
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
 from farside.train.checkpoint.store import CheckpointStore, newest
@@ -51,9 +52,14 @@ def load_data(runtime: Runtime) -> Prepared:
 
 def identity(config: Config, data: Prepared) -> dict[str, Any]:
     """What two checkpoints must share to continue one another."""
+    return identity_of(config.model, data.tokenizer)
+
+
+def identity_of(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """As ``identity``, of a model that no data has been prepared for."""
     free = ("rope_theta", "rope_scaling", "initializer_range")
-    model = {key: value for key, value in vars(config.model).items() if key not in free}
-    return {**{f"model.{key}": value for key, value in model.items()}, "tokenizer": data.tokenizer.hash}
+    kept = {f"model.{key}": value for key, value in vars(model).items() if key not in free}
+    return {**kept, "tokenizer": tokenizer.hash}
 
 
 def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> dict[str, Source]:
