@@ -289,10 +289,17 @@ class TrainConfig:
     """On CUDA: deterministic kernels only. The CPU is deterministic anyway."""
     loss_chunk: int = 8192
     """Tokens whose logits exist at once; more are computed chunk by chunk and again in the backward pass."""
+    offload_activations: bool = False
+    """With activation_checkpointing=full: the inputs of blocks wait for the backward pass in host memory."""
+    mlp_chunk: int = 0
+    """Tokens of a rank that go through an MLP at once; more go chunk by chunk, and again in the backward pass. 0: all
+    at once."""
     init_from: str | None = None
     """Checkpoint, or run directory whose newest is meant, to start from when run.dir holds none."""
     timeout_seconds: int = 300
-    """A collective that takes longer ends the run, naming the rank."""
+    """A rank that stands still for longer within a step (data, forward, backward, update) ends the run, named."""
+    slow_timeout_seconds: int = 1800
+    """The same for start-up, the first step of a stage, evaluations, saving, and sampling in RL."""
 
 
 @dataclass

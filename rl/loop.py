@@ -49,6 +49,7 @@ class RlLoop:
     def run(self, progress: dict[str, Any]) -> None:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
         runtime, main = self.runtime, self.runtime.main
+        runtime.pulse.expect_slow(progress["step"] + 1)
         self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
         self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
         evaluated = progress["step"] if "held_out_accuracy_before" in progress else -1
@@ -73,6 +74,8 @@ class RlLoop:
     def _step(self, progress: dict[str, Any]) -> None:
         started = time.perf_counter()
         step = progress["step"]
+        pulse = self.runtime.pulse
+        pulse.beat("rollout", step + 1)
         self.rollout.load_weights(self.engine.named_weights(), step)
         completions = self.rollout.generate(
             self.prompts(step),
@@ -82,6 +85,7 @@ class RlLoop:
             self.runtime.config.train.seed,
         )
         seconds_rollout = time.perf_counter() - started
+        pulse.beat("score")
         scores = self.reward.score(completions)
         replayed = self.replay.step(step)
         sums = self.totals(completions, scores, replayed)
@@ -92,8 +96,10 @@ class RlLoop:
             )
         valid = sums["samples"] - sums["errors"]
         batches = self.batches(completions, scores) + self.replay.weighed(replayed, valid, sums["replay"])
-        outputs = self.engine.forward_backward(batches, self.loss_fn, valid * (1 + self.replay.weight))
+        pulse.beat("forward")
+        outputs = self.engine.forward_backward(batches, pulse.around(self.loss_fn), valid * (1 + self.replay.weight))
         lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
+        pulse.beat("step")
         stats = self.engine.step(lr)
         progress["step"] += 1
         record = {
@@ -154,6 +160,7 @@ class RlLoop:
 
     def evaluate(self, step: int) -> float:
         """Greedy verified accuracy on held-out problems with the current weights. Collective."""
+        self.runtime.pulse.beat("eval")
         self.rollout.load_weights(self.engine.named_weights(), step)
         accuracy, answers = answer_held_out(
             self.runtime,
@@ -188,6 +195,7 @@ class RlLoop:
             self._save(progress)
 
     def _save(self, progress: dict[str, Any]) -> None:
+        self.runtime.pulse.beat("save")
         self.store.save(self.engine, progress["step"], progress)
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)

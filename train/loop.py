@@ -101,10 +101,13 @@ class TrainLoop:
                 self.metrics.close()
 
     def _run_stage(self, stage: Stage, progress: Progress) -> None:
+        pulse = self.runtime.pulse
+        pulse.expect_slow(progress.step + 1)
         self.engine.set_rope(stage.rope)
         loader = self.make_loader(stage)
         while progress.step < stage.last_step:
             started = time.perf_counter()
+            pulse.beat("data", progress.step + 1)
             local_step = progress.step - stage.first_step
             microbatches = loader.step(local_step)
             # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
@@ -123,7 +126,9 @@ class TrainLoop:
                 self._stop(stage, progress)
             lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
             with self.profiler.around(progress.step + 1):
-                outputs = self.engine.forward_backward(microbatches, self.loss_fn, total_weight)
+                pulse.beat("forward")
+                outputs = self.engine.forward_backward(microbatches, pulse.around(self.loss_fn), total_weight)
+                pulse.beat("step")
                 stats = self.engine.step(lr)
             progress.step += 1
             progress.tokens += stage.global_batch_size * stage.seq_len
@@ -138,6 +143,7 @@ class TrainLoop:
         try:
             for hook in self.hooks:
                 if hook.every and progress.step % hook.every == 0 and progress.step < stage.last_step:
+                    self.runtime.pulse.beat("eval")
                     hook(StepInfo(progress.step, stage))
         except Stopped:
             self._save(stage, progress)
@@ -175,6 +181,7 @@ class TrainLoop:
         self.printer.step(record)
 
     def _save(self, stage: Stage, progress: Progress) -> None:
+        self.runtime.pulse.beat("save")
         self.store.save(self.engine, progress.step, progress.record(stage))
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress.step, steps=self.last_step)

@@ -60,6 +60,18 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(unfinished, path)
 
 
+def write_status(directory: Path, status: str, **more: object) -> None:
+    """status.json, replaced at once. A later call keeps what an earlier one said of the step."""
+    path = directory / "status.json"
+    kept = {}
+    if path.is_file():
+        old = json.loads(path.read_text())
+        kept = {key: old[key] for key in ("step", "steps") if key in old}
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"status": status, "cause": None, **kept, **more}))
+    os.replace(unfinished, path)
+
+
 DESCRIPTIONS = ("command.txt", "config.yaml", "config.json", "data.json", "machine.json", "status.json")
 """Files that say what a run directory holds."""
 

@@ -37,7 +37,10 @@ SUMMARY = "summary.json"
 
 def load_data(runtime: Runtime) -> Prepared:
     """Prepared data; rank 0 prepares what is missing while the others wait."""
+    if runtime.main:
+        runtime.pulse.beat("prepare")
     folder = prepare(runtime.config.data, say) if runtime.main else None
+    runtime.pulse.beat("init")
     folder = comm.broadcast_object(folder, runtime.mesh.world)
     data = Prepared(folder)
     if runtime.main:
@@ -142,6 +145,7 @@ def validation_loss(
     """Mean next-token loss in nats per source, over the first ``rows`` validation windows. Collective."""
     losses: dict[str, float] = {}
     for name in data.names:
+        runtime.pulse.beat("eval")
         source = TextSource(name, data.tokens(name, "validation"), data.tokenizer.end_of_text, 0)
         count = min(rows, source.windows(seq_len))
         mine = [source.window(row, seq_len) for row in range(runtime.mesh.dp_rank, count, runtime.mesh.dp_size)]

@@ -22,7 +22,9 @@ from farside.train.metrics import (
     start_mirror,
     stop_mirror,
     write_json,
+    write_status,
 )
+from farside.train.watch import REPORT, Watch
 
 STOP_FILE = "stop"
 PATIENT, IMPATIENT = 20.0, 2.0
@@ -74,8 +76,8 @@ class Launcher:
     def _run_workers(self, module: str, config: Config, directory: Path, init_from: Path | None) -> str:
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        for stale in logs.glob("error_rank_*.json"):
-            stale.unlink()
+        for stale in (*logs.glob("error_rank_*.json"), *logs.glob("heartbeat_rank_*"), logs / REPORT):
+            stale.unlink(missing_ok=True)
         if directory != self.directory:
             (directory / STOP_FILE).unlink(missing_ok=True)
         write_json(directory / "status.json", {**read_status(directory), "status": "running", "cause": None})
@@ -105,7 +107,8 @@ class Launcher:
             self.process = subprocess.Popen(
                 command, stderr=log, env=environment, start_new_session=True, preexec_fn=die_with_parent
             )
-            code = self.process.wait()
+            times = (config.train.timeout_seconds, config.train.slow_timeout_seconds)
+            code, hang = self._watch(self.process, Watch(logs, config.parallel.ranks, *times))
             self.process = None
         warning = stop_mirror(mirror, directory, self.patience)
         if warning:
@@ -117,10 +120,25 @@ class Launcher:
             return outcome
         if len(self.signals) > 1:
             raise JobFailed(f"{directory}: killed on request; the last checkpoint is whole", 1)
-        failed = _failure(directory, command, code, (logs / "launcher.log").read_text(errors="replace")[offset:])
+        said = (logs / "launcher.log").read_text(errors="replace")[offset:]
+        failed = JobFailed(f"{directory}: {hang}", 1) if hang else _failure(directory, command, code, said)
+        with contextlib.suppress(OSError):  # a full disk: the cause is told all the same
+            write_status(directory, "failed", cause=str(failed))
         if failed.code == 2 and directory == self.directory:
             self.before.restore()
         raise failed
+
+    def _watch(self, process: subprocess.Popen[bytes], watch: Watch) -> tuple[int, str | None]:
+        """Until the workers end, or stand still; then none is left. Returns the exit code and the culprit, if any."""
+        while True:
+            try:
+                return process.wait(watch.interval), None
+            except subprocess.TimeoutExpired:
+                hang = watch.hang()
+            if hang is not None:
+                os.killpg(process.pid, signal.SIGKILL)  # the kernel ends the ranks with it
+                watch.kill()
+                return process.wait(), hang
 
 
 def _python(config: Config) -> list[str]:

@@ -43,6 +43,7 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
         for split, count in (("train", settings.prompts), ("held_out", settings.held_out_prompts)):
             found: tuple[list[Pair], list[Pair]] = ([], [])
             for first in range(0, count, SAMPLING_BATCH):
+                runtime.pulse.beat("rollout")
                 if runtime.stop.agreed(runtime.mesh, runtime.device):
                     raise Stopped("asked to stop while sampling pairs; they are drawn again")
                 indices = range(first + rank, min(first + SAMPLING_BATCH, count), size)
