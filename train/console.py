@@ -94,6 +94,8 @@ def format_step(title: str, record: dict[str, Any], steps: int) -> str:
     if record.get("stage", title) != title:
         parts.append(f"{record['stage']} {record['seq_len']:,}")
     parts += [f"{NAMES.get(key, key)} {text.format(record[key])}" for key, text in FORMATS.items() if key in record]
+    if "skipped" in record:
+        parts.append(f"skipped: {record['skipped']}")
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tok/s")
     parts.append(f"{record['seconds']:.2f} s")
