@@ -304,6 +304,11 @@ class TrainConfig:
     """On CUDA: deterministic kernels only. The CPU is deterministic anyway."""
     loss_chunk: int = 8192
     """Tokens whose logits exist at once; more are computed chunk by chunk and again in the backward pass."""
+    offload_activations: bool = False
+    """With activation_checkpointing=full: the inputs of blocks wait for the backward pass in host memory."""
+    mlp_chunk: int = 0
+    """Tokens of a rank that go through an MLP at once; more go chunk by chunk, and again in the backward pass. 0: all
+    at once."""
     init_from: str | None = None
     """Checkpoint directory to start from when the run directory holds none."""
     timeout_seconds: int = 300

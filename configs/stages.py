@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, ModelConfig, ProfileConfig, Recompute
+from farside.configs.schema import Config, ModelConfig, ProfileConfig, Recompute, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     check_model(config.model)
     check_layout(config)
+    check_memory(config.train)
     for key in ("every", "keep"):
         if getattr(config.checkpoint, key) < 1:
             raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
@@ -190,6 +191,19 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
     return stages
+
+
+def check_memory(train: TrainConfig) -> None:
+    """Raises UserError for ways to save memory that cannot be."""
+    if train.mlp_chunk < 0:
+        raise UserError(f"train.mlp_chunk = {train.mlp_chunk}; give tokens at once, or 0 for all")
+    if train.loss_chunk < 1:
+        raise UserError(f"train.loss_chunk = {train.loss_chunk}; give at least 1")
+    if train.offload_activations and train.activation_checkpointing is not Recompute.full:
+        raise UserError(
+            "train.offload_activations puts away the inputs of recomputed blocks: "
+            "set train.activation_checkpointing=full, or turn it off"
+        )
 
 
 def check_layout(config: Config) -> None:
