@@ -467,6 +467,8 @@ class LoggingConfig:
     project: str = "farside"
     every: int = 1
     """Steps between printed lines; metrics.jsonl always has every step."""
+    compare_ranks: int = 50
+    """Steps between comparisons of the ranks' own time, which name a slow one; 0: none."""
 
 
 @dataclass

@@ -21,6 +21,7 @@ from farside.train.progress import Diverged, Progress
 from farside.train.record import describe_speed, peak_memory_bytes
 from farside.train.runtime import Runtime, Stopped, write_status
 from farside.train.schedule import lr_factor
+from farside.train.stragglers import Stragglers, warning
 
 
 class TrainLoop:
@@ -57,11 +58,13 @@ class TrainLoop:
         self.peak = peak(runtime.device, COMPUTED[self.config.train.dtype])
         self.profiler = StepProfiler(self.config.profile, runtime.dir, runtime.mesh.dp_rank, runtime.device)
         self.guard = Guard(self.config.train.guard, progress.guard)
+        self.stragglers = Stragglers(self.config.logging.compare_ranks, runtime.mesh.world, runtime.device)
         try:
             for stage in self.stages:
                 if progress.step <= stage.last_step:
                     self._run_stage(stage, progress)
         finally:
+            self.stragglers.close()
             self.profiler.close()
             self.printer.close()
             if self.metrics:
@@ -125,12 +128,15 @@ class TrainLoop:
             "lr": lr,
             **describe_speed(stage, self.config.model, pairs, possible, time.perf_counter() - started),
             "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
+            **self.stragglers.compare(progress.step),
         }
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.metrics:
             self.metrics.write(record)
             self.printer.step(record)
+            if line := warning(record):
+                self.printer.say(line)
 
     def _rewind(self, stage: Stage, progress: Progress) -> dict[str, Any]:
         """Back to the newest checkpoint, and on with the batches after those that went wrong. All ranks come here
