@@ -273,6 +273,21 @@ class StageConfig:
 
 
 @dataclass
+class GuardConfig:
+    """Steps that must not reach the weights. A loss or gradient that is no finite number is always skipped."""
+
+    sigmas: float = 0.0
+    """Skip also a loss or gradient norm above the mean of the last good steps by this many standard deviations (OLMo
+    uses 6); 0: do not."""
+    window: int = 128
+    """Good steps behind that mean; before there are as many, nothing counts as too high."""
+    patience: int = 10
+    """Bad steps in a row after which the run returns to its newest checkpoint and leaves the batches out; 0: never."""
+    rewinds: int = 3
+    """Times it may do so before it ends as failed."""
+
+
+@dataclass
 class TrainConfig:
     steps: int = 100
     """Steps when no stages are listed; a list of stages brings its own."""
@@ -300,6 +315,7 @@ class TrainConfig:
     """A rank that stands still for longer within a step (data, forward, backward, update) ends the run, named."""
     slow_timeout_seconds: int = 1800
     """The same for start-up, the first step of a stage, evaluations, saving, and sampling in RL."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 @dataclass
@@ -451,6 +467,8 @@ class LoggingConfig:
     project: str = "farside"
     every: int = 1
     """Steps between printed lines; metrics.jsonl always has every step."""
+    compare_ranks: int = 50
+    """Steps between comparisons of the ranks' own time, which name a slow one; 0: none."""
 
 
 @dataclass

@@ -22,9 +22,11 @@ from farside.rl.rollout.base import Rollout
 from farside.rl.types import Completion, Mark, Prompt, Score, Task
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
-from farside.train.engine.base import Engine, Outputs
-from farside.train.loop import peak_memory_bytes
+from farside.train.engine.base import Engine
+from farside.train.guard import Guard, read
 from farside.train.metrics import MetricsWriter
+from farside.train.progress import Diverged
+from farside.train.record import peak_memory_bytes
 from farside.train.runtime import Runtime, Stopped, write_status
 from farside.train.schedule import lr_factor
 
@@ -44,6 +46,7 @@ class RlLoop:
     ) -> None:
         self.runtime, self.engine, self.rollout, self.task = runtime, engine, rollout, task
         self.reward, self.replay, self.store, self.config = reward, replay, store, runtime.config.rl
+        self.guard = Guard(runtime.config.train.guard)
         self.loss_fn = rl_loss(self.config.clip_low, self.config.clip_high, replay.weight)
 
     def run(self, progress: dict[str, Any]) -> None:
@@ -100,18 +103,21 @@ class RlLoop:
         outputs = self.engine.forward_backward(batches, pulse.around(self.loss_fn), valid * (1 + self.replay.weight))
         lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
         pulse.beat("step")
-        stats = self.engine.step(lr)
+        stats = self.engine.step(lr, self.guard.judge(outputs.loss))
         progress["step"] += 1
+        learnt = read({"loss": outputs.loss, **vars(stats), **outputs.metrics})
         record = {
             "step": progress["step"],
-            **self.describe(sums, outputs),
-            "grad_norm": stats.grad_norm.item(),
+            **self.guard.settle(learnt, step),
+            **self.describe(sums),
             "lr": lr,
             "seconds": time.perf_counter() - started,
             "seconds_rollout": seconds_rollout,
             "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
         }
         self._after_step(progress, record, completions, scores)
+        if self.guard.gives_up:
+            raise Diverged(f"{self.guard.streak} bad steps in a row before step {step + 2}; see metrics.jsonl")
 
     def prompts(self, step: int) -> list[Prompt]:
         """This rank's problems: step k uses training problems [kP, (k+1)P), whatever the mesh."""
@@ -144,10 +150,9 @@ class RlLoop:
         ]
         return dict(zip(names, comm.sum_floats(values, self.runtime.mesh.dp, self.runtime.device)))
 
-    def describe(self, sums: dict[str, float], outputs: Outputs) -> dict[str, float]:
+    def describe(self, sums: dict[str, float]) -> dict[str, float]:
         valid = max(sums["samples"] - sums["errors"], 1.0)
         return {
-            "loss": outputs.loss.item(),
             "reward": sums["reward"] / valid,
             "accuracy": sums["correct"] / valid,
             "reward_model": sums["reward_model"] / valid,
@@ -155,7 +160,6 @@ class RlLoop:
             "tokens": sums["tokens"],
             "truncated_share": sums["truncated"] / sums["samples"],
             "error_share": sums["errors"] / sums["samples"],
-            **{name: value.item() for name, value in outputs.metrics.items()},
         }
 
     def evaluate(self, step: int) -> float:

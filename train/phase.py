@@ -28,8 +28,8 @@ from farside.train.checkpoint.format import Checkpoint
 from farside.train.checkpoint.store import CheckpointStore, newest
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
-from farside.train.loop import Progress
 from farside.train.loss import lm_loss
+from farside.train.progress import Progress
 from farside.train.runtime import Runtime
 
 SUMMARY = "summary.json"
@@ -122,7 +122,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             say(f"resumed at step {resumed.step} from {resumed.path}", indent=2)
-        return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
+        return Progress.of(resumed.state)
     if runtime.init_from is None:
         return Progress()
     parent = store.start_from(runtime.init_from)
