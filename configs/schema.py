@@ -39,6 +39,17 @@ class SourceKind(Enum):
     python_stdlib = "python_stdlib"
 
 
+class Packing(Enum):
+    concatenate = "concatenate"
+    best_fit = "best_fit"
+    length_bucketed = "length_bucketed"
+
+
+class MixtureUnit(Enum):
+    sample = "sample"
+    token = "token"
+
+
 class OptimKind(Enum):
     adamw = "adamw"
     muon = "muon"
@@ -177,6 +188,9 @@ class SourceConfig:
     """Picks sentence boundaries and needle wording: en, zh or code."""
     max_bytes: int = 2_000_000
     """python_stdlib: how much source code to take."""
+    max_epochs: float | None = None
+    """Readings of this source's text as plain text at most, over all stages of a phase; its share then goes to the
+    others. None: no end."""
 
 
 @dataclass
@@ -209,8 +223,20 @@ class DataConfig:
     """Name -> source."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's
-    text), copy (repeated spans) or trace (reasoning traces of sft.task)."""
+    """Share per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text), copy
+    (repeated spans) or trace (reasoning traces of sft.task)."""
+    mixture_unit: MixtureUnit = MixtureUnit.sample
+    """What shares count. sample: rows. token: predicted tokens, so that padding does not cost an entry its share."""
+    mixture_temperature: float | None = None
+    """With it the plain-text entries of a mixture divide their shares' sum anew, by n^(1/temperature) of a source's n
+    tokens: 1 as much as there is, more is more even. None: as the mixture says."""
+    packing: Packing = Packing.concatenate
+    """How rows are made of documents. concatenate: one after the other, cut where a row ends. best_fit: whole documents
+    (only those longer than a row are cut), few enough rows to leave hardly any padding. length_bucketed: whole
+    documents of similar length, at the price of padding."""
+    lengths: dict[int, float] = field(default_factory=dict)
+    """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
+    documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     seed: int = 0
     """Sample i is a function of this seed and i."""
@@ -268,6 +294,10 @@ class StageConfig:
     """None: data.micro_batch_size."""
     mixture: dict[str, float] | None = None
     """None: data.mixture."""
+    packing: Packing | None = None
+    """None: data.packing."""
+    lengths: dict[int, float] | None = None
+    """None: data.lengths."""
     eval: bool = False
     """Run the full needle grid when the stage ends; the grid is named after the stage."""
 
