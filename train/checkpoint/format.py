@@ -107,6 +107,7 @@ def write(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], st
 def begin(path: Path) -> Path:
     """The empty folder in which the checkpoint ``path`` is to be written; leftovers of killed saves go."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path.parent)
     for name in (UNFINISHED, REPLACED, REMOVED):
         for leftover in path.parent.glob(f"{name}*"):
             remove(leftover)
@@ -146,11 +147,19 @@ def publish(path: Path, step: int, told: Mapping[str, Mapping[str, Any]], state:
     write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}, indent=1)
     sync_folder(folder)
     replaced = path.with_name(f"{REPLACED}{path.name}")
-    if os.path.lexists(path):  # an invalid leftover of the same step
+    if os.path.lexists(path):  # the same step, saved again: ``recover`` brings it back after a kill in between
         os.rename(path, replaced)
     os.rename(folder, path)
     sync_folder(path.parent)
     remove(replaced)
+
+
+def recover(folder: Path) -> None:
+    """Brings back what a save was about to replace when it was killed between two renames."""
+    for replaced in folder.glob(f"{REPLACED}*"):
+        path = folder / replaced.name.removeprefix(REPLACED)
+        if not os.path.lexists(path):
+            os.rename(replaced, path)
 
 
 def remove(path: Path) -> None:

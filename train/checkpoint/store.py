@@ -12,7 +12,7 @@ from farside.parallel import comm
 from farside.train.checkpoint import contract
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.files import CorruptCheckpoint
-from farside.train.checkpoint.format import Checkpoint
+from farside.train.checkpoint.format import MANIFEST, STATE, Checkpoint
 from farside.train.checkpoint.retention import (
     complete,
     folder_name,
@@ -54,8 +54,8 @@ class CheckpointStore:
         self.run_dir, self.folder, self.settings, self.group = run_dir, run_dir / "checkpoints", settings, group
         self.identity, self.contract = identity, contract
         self.parent: str | None = None
-        self.last: int | None = None
-        """Step of the newest checkpoint that this process wrote or loaded."""
+        self.last: tuple[int, dict[str, Any]] | None = None
+        """Step and progress of the newest checkpoint, once this process wrote or loaded it."""
         self.bytes = 0
         """Of the tensors of all ranks, once a state has been seen."""
         self.snapshot = Snapshot()
@@ -73,11 +73,12 @@ class CheckpointStore:
         Raises SaveFailed on all ranks for what fails on one, here or from ``finish``.
         """
         self.finish()
-        if self.last == step:  # asked to stop right after a save
+        progress = json.loads(json.dumps(progress, allow_nan=False))  # a copy, of what may be saved at all
+        if self.last == (step, progress):  # asked to stop right after a save
             return
         path = self.folder / folder_name(step)
         state = engine.state_dict()
-        described = json.loads(json.dumps(self._describe(step, state.updates, progress), allow_nan=False))
+        described = json.loads(json.dumps(self._describe(step, state.updates, progress)))
         groups: Groups = {"model": state.model, "optimizer": state.optimizer}
         self._count(groups)
         self._raise_together(step, self._attempt(lambda: self._begin(path)))
@@ -101,7 +102,7 @@ class CheckpointStore:
         saving.abandon()
         self.saving = None
         self._raise_together(saving.step, problem)
-        self.last = saving.step
+        self.last = saving.step, _progress_of(saving.state)
 
     def let_end(self, seconds: float = 10.0) -> None:
         """For a rank that must end with an error: gives the save under way a moment. No communication."""
@@ -176,8 +177,9 @@ class CheckpointStore:
         Corrupt ones are set aside, with a warning. Raises UserError if all are corrupt, or for another model or
         contract.
         """
+        self.finish()
         corrupt: list[tuple[Path, CorruptCheckpoint]] = []
-        for path in reversed(comm.broadcast_object(complete(self.run_dir), self.group)):
+        for path in comm.broadcast_object(self._newest_first(), self.group):
             try:
                 checkpoint = self._verified(path)
             except CorruptCheckpoint as error:
@@ -185,7 +187,7 @@ class CheckpointStore:
                 continue
             self._check(checkpoint)
             self._load(checkpoint, engine)
-            self.parent, self.last = checkpoint.state["parent"], checkpoint.step
+            self.parent, self.last = _told(checkpoint, "parent"), (checkpoint.step, _progress_of(checkpoint.state))
             if comm.rank(self.group) == 0:
                 for damaged, wrong in corrupt:
                     say(f"warning: {set_aside(damaged, wrong)}; going on from step {checkpoint.step}", indent=2)
@@ -194,13 +196,19 @@ class CheckpointStore:
             raise corrupt[0][1]
         return None
 
+    def _newest_first(self) -> list[Path]:
+        """On rank 0, which speaks for all: they need not see the same folder at the same moment."""
+        if comm.rank(self.group) > 0:
+            return []
+        checkpoint_format.recover(self.folder)
+        return complete(self.run_dir)[::-1]
+
     def _load(self, checkpoint: Checkpoint, engine: Engine) -> None:
         if self.contract is not None:
-            contract.check(
-                checkpoint.state["contract"], self.contract, checkpoint.step, self.settings.force, checkpoint.path
-            )
-        readers = checkpoint.reader("model"), checkpoint.reader("optimizer")
-        self._share_verdict(lambda: engine.load_state_dict(*readers, checkpoint.state["updates"]))
+            theirs = _told(checkpoint, "contract")
+            contract.check(theirs, self.contract, checkpoint.step, self.settings.force, checkpoint.path)
+        readers, updates = (checkpoint.reader("model"), checkpoint.reader("optimizer")), _told(checkpoint, "updates")
+        self._share_verdict(lambda: engine.load_state_dict(*readers, updates))
 
     def changed(self, checkpoint: Checkpoint) -> str:
         """What was changed freely since, to be printed behind its name; empty if nothing."""
@@ -208,7 +216,10 @@ class CheckpointStore:
         return f" (changed: {changed})" if changed else ""
 
     def start_from(self, path: Path) -> Checkpoint:
-        """A verified foreign checkpoint to take weights from; it becomes the parent. Collective."""
+        """A verified foreign checkpoint to take weights from; it becomes the parent. path: itself, or a run directory,
+        whose newest is meant. Collective."""
+        if not (path / MANIFEST).is_file():
+            path = newest(path) or path
         checkpoint = self._verified(path)
         self._check(checkpoint)
         self.parent = checkpoint.hash
@@ -238,7 +249,7 @@ class CheckpointStore:
         return cast(T, result)
 
     def _check(self, checkpoint: Checkpoint) -> None:
-        theirs, ours = checkpoint.state["identity"], self.identity
+        theirs, ours = _told(checkpoint, "identity"), self.identity
         different = [
             f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
             for key in sorted(theirs.keys() | ours.keys())
@@ -249,3 +260,16 @@ class CheckpointStore:
                 f"{checkpoint.path}: checkpoint of another model ({'; '.join(different)}); "
                 "use the configuration it was trained with, or another run.dir"
             )
+
+
+def _progress_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in OWN_KEYS}
+
+
+def _told(checkpoint: Checkpoint, key: str) -> Any:
+    """Of the state what a run's own checkpoint has; an imported model's, to start from, lacks some."""
+    if key not in checkpoint.state:
+        raise UserError(
+            f"{checkpoint.path / STATE}: no {key}: a run cannot go on from here; name it as train.init_from"
+        )
+    return checkpoint.state[key]
