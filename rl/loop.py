@@ -7,6 +7,7 @@ number of problems used are the whole state: a resumed run repeats an uninterrup
 import time
 from typing import Any
 
+from farside.parallel import comm
 from farside.rl.collect import Collected, Collector
 from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out

@@ -138,6 +138,23 @@ def test_start_from_another_model(tmp_path: Path, words: list[str], finished: Pa
     refused(done, "checkpoint of another model", "model.hidden_size: 64 there, 32 here", str(checkpoint))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_resume_may_change_the_learning_rate_but_not_the_samples(
+    tmp_path: Path, words: list[str], finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    command = ["train", *words, "run.dir=run", "train.steps=6", "optim.lr=0.5", "data.seq_len=32"]
+    refused(farside(command, tmp_path), "data.seq_len: 64 there, 32 here", "checkpoint.force=[data.seq_len]")
+    assert "seq_len: 64" in (tmp_path / "run" / "config.yaml").read_text()
+    done = farside([*command, "checkpoint.force=[data.seq_len]"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "resumed at step 4" in line]
+    assert "changed: " in line
+    assert "-> 0.5" in line
+    assert last_step(tmp_path / "run") == 6
+
+
 @pytest.mark.timeout(60)
 def test_two_jobs_in_one_directory(tmp_path: Path, words: list[str]) -> None:
     with hold_directory(tmp_path / "run"):

@@ -12,6 +12,8 @@ from farside.train.engine.base import EngineState
 
 SHAPES = {"a.weight": (7, 3), "b.weight": (4, 2), "norm.weight": (5,)}
 
+STATE = {"identity": {"model": "test"}, "parent": None, "updates": 5, "text": "远"}
+
 
 def whole(name: str, value: float) -> Tensor:
     """Every element another, a function of name and value."""
@@ -66,5 +68,5 @@ def write_as_ranks(path: Path, step: int, ranks: int, value: float = 1.0) -> Pat
         state = RowEngine(value, rank, ranks).state_dict()
         groups = {"model": state.model, "optimizer": state.optimizer}
         told.update(checkpoint_format.write_pieces(folder, groups, rank, ranks))
-    checkpoint_format.publish(path, step, told, {"updates": 5, "text": "远"})
+    checkpoint_format.publish(path, step, told, STATE)
     return path

@@ -154,8 +154,8 @@ def test_a_checkpoint_that_will_not_go_is_no_failed_save(
     assert "warning: old checkpoints stay: " in capsys.readouterr().out
 
 
-SIZE = RowEngine(0.0, repeat=1000)
-BYTES = sum(piece.values.nbytes for piece in SIZE.tensors.values())
+REPEAT = 400
+BYTES = sum(piece.values.nbytes for piece in RowEngine(0.0, repeat=REPEAT).tensors.values())
 
 
 def say_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
@@ -171,10 +171,10 @@ def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path: Path, mo
         run, settings = tmp_path / "disk", CheckpointConfig(keep=2)
         free = retention.shutil.disk_usage(run).free
         with pytest.raises(UserError) as caught:
-            store(run, settings).preflight(RowEngine(0.0, repeat=free // BYTES * 1000 // 2))
+            store(run, settings).preflight(RowEngine(0.0, repeat=REPEAT * free // BYTES // 2))
         assert "checkpoints need" in str(caught.value)
         assert f"but {free:,} are free" in str(caught.value)
-        store(run, settings).preflight(RowEngine(0.0, repeat=free // BYTES * 1000 // 4))
+        store(run, settings).preflight(RowEngine(0.0, repeat=REPEAT * free // BYTES // 4))
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["asked before", "in the middle of a file"])
@@ -183,7 +183,7 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.Monkey
     alike where nobody may mount."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with small_disk(tmp_path / "disk", 1) as mounted:
-        run, engine = tmp_path / "disk", RowEngine(1.0, repeat=1000)
+        run, engine = tmp_path / "disk", RowEngine(1.0, repeat=REPEAT)
         kept = store(run, CheckpointConfig(keep=1))
         save(kept, engine, 1)
         engine.set(2.0)

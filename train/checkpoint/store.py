@@ -18,6 +18,7 @@ from farside.train.checkpoint.retention import (
     folder_name,
     lack_of_room,
     metric_of_step,
+    newest,
     prune,
     require_room,
     set_aside,
