@@ -36,7 +36,7 @@ class NativeEngine:
         self.stages, self.weights = parallelize(config, mesh, device, head, entropy)
         self.table = self.weights.table
         initialise(self.weights.everywhere(), config.model, config.train.seed, self.table)
-        self.optimizer = Optimizer(self.weights.owned, config.optim, self.table)
+        self.reset_optimizer()
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         docs, items = self._items(microbatches)
@@ -105,6 +105,10 @@ class NativeEngine:
         self.optimizer.step(lr, skip)
         self.weights.finish_step()
         return StepStats(grad_norm, skip)
+
+    def reset_optimizer(self) -> None:
+        """Forgets all moments."""
+        self.optimizer = Optimizer(self.weights.owned, self.config.optim, self.table)
 
     @torch.no_grad()
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
