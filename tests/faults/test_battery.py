@@ -83,11 +83,6 @@ def kills(folder: Path, words: list[str], whole: Path, seed: int, count: int) ->
         root.mkdir()
 
 
-@pytest.mark.timeout(100)
-def test_three_kills(tmp_path: Path, hurt_words: list[str], whole: Path) -> None:
-    assert sum(kills(tmp_path, hurt_words, whole, 3, 2).values()) == 2
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_fifty_kills(tmp_path: Path, hurt_words: list[str], whole: Path) -> None:
