@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, ProfileConfig
+from farside.configs.schema import Config, Packing, ProfileConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Stage:
     global_batch_size: int
     micro_batch_size: int
     mixture: dict[str, float]
+    packing: Packing
+    lengths: dict[int, float]
     eval: bool
 
     @property
@@ -50,6 +52,8 @@ def pretrain_stages(config: Config) -> list[Stage]:
                 ),
                 lr=entry.lr,
                 mixture=entry.mixture,
+                packing=entry.packing,
+                lengths=entry.lengths,
                 global_batch_size=entry.global_batch_size,
                 micro_batch_size=entry.micro_batch_size,
                 eval=entry.eval,
@@ -138,6 +142,8 @@ def _stage(
     global_batch_size: int | None = None,
     micro_batch_size: int | None = None,
     mixture: dict[str, float] | None = None,
+    packing: Packing | None = None,
+    lengths: dict[int, float] | None = None,
     eval: bool = False,
 ) -> Stage:
     data = config.data
@@ -152,6 +158,8 @@ def _stage(
         global_batch_size=data.global_batch_size if global_batch_size is None else global_batch_size,
         micro_batch_size=data.micro_batch_size if micro_batch_size is None else micro_batch_size,
         mixture=dict(data.mixture if mixture is None else mixture),
+        packing=data.packing if packing is None else packing,
+        lengths=dict(data.lengths if lengths is None else lengths),
         eval=eval,
     )
 
@@ -186,4 +194,8 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
             )
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
+        if stage.lengths and (
+            min(stage.lengths.values()) < 0 or min(stage.lengths) < 0 or not sum(stage.lengths.values())
+        ):
+            raise UserError(f"{where}: lengths {stage.lengths} needs lengths from 0 up, one with a positive share")
     return stages

@@ -17,17 +17,18 @@ import numpy as np
 
 from farside.configs.errors import UserError
 from farside.configs.schema import DataConfig
+from farside.data.indexed import IndexedTokens, IndexedWriter, dtype_for
 from farside.data.sources import SPLITS, read_source
 from farside.data.synthetic.needle import WORDINGS, sample_texts
 from farside.data.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def prepare(config: DataConfig, say: Callable[[str], None] = lambda line: None) -> Path:
     """Tokenizes every source; returns the folder. Does nothing when it exists already.
 
-    The folder holds tokenizer.json, <source>.<split>.npy (token ids, each document closed by the end-of-text
+    The folder holds tokenizer.json, <source>.<split>.bin and .idx (token ids, each document closed by the end-of-text
     token) and data.json (fingerprint, counts). Raises UserError for a source that cannot be read.
     """
     if not config.sources:
@@ -92,14 +93,14 @@ def _hash_documents(documents: list[str]) -> str:
 def _write_source(
     folder: Path, name: str, splits: dict[str, list[str]], tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> dict[str, int]:
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     counts: dict[str, int] = {}
     for split in SPLITS:
-        ids: list[int] = []
-        for document in tokenizer.encode_batch(splits[split]):
-            ids += [*document, tokenizer.end_of_text]
-        np.save(folder / f"{name}.{split}.npy", np.array(ids, dtype=dtype), allow_pickle=False)
-        counts[f"{split}_tokens"] = len(ids)
+        with IndexedWriter(folder / f"{name}.{split}", dtype_for(tokenizer.vocab_size)) as writer:
+            for document in tokenizer.encode_batch(splits[split]):
+                writer.add([*document, tokenizer.end_of_text])
+            writer.finish()
+        counts[f"{split}_tokens"] = sum(writer.lengths)
+        counts[f"{split}_documents"] = len(writer.lengths)
         counts[f"{split}_bytes"] = sum(len(document.encode()) for document in splits[split])
     say(f"{name}: {counts['train_tokens']:,} training tokens")
     return counts
@@ -126,29 +127,35 @@ class Prepared:
 
     def tokens(self, name: str, split: str) -> np.ndarray:
         """All token ids of a split, [T], read-only."""
+        return self.documents(name, split).tokens
+
+    def documents(self, name: str, split: str) -> IndexedTokens:
+        """A split's documents with their bounds. Raises UserError naming file and byte for a damaged file."""
         if name not in self.summary["sources"]:
             raise UserError(f"no source {name!r} among the prepared ones ({', '.join(self.names)})")
-        path = self.folder / f"{name}.{split}.npy"
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: no token file ({' '.join(str(error).split())}); {_REMEDY}") from error
+        return IndexedTokens.open(self.folder / f"{name}.{split}")
 
     def check(self, at_once: int = 1 << 24) -> None:
         """Reads every token file once. Raises UserError naming one that is not of this tokenizer and these counts: a
         foreign token would only show as a wrong loss, or end the run in the middle."""
         for name in self.names:
             for split in SPLITS:
-                path, tokens = self.folder / f"{name}.{split}.npy", self.tokens(name, split)
-                expected = self.summary["sources"][name][f"{split}_tokens"]
-                if tokens.ndim != 1 or tokens.dtype.kind != "u" or len(tokens) != expected:
-                    raise UserError(f"{path}: not the {expected:,} tokens that data.json tells of; {_REMEDY}")
-                highest = max((int(tokens[i : i + at_once].max()) for i in range(0, len(tokens), at_once)), default=0)
-                if highest >= self.tokenizer.vocab_size:
-                    raise UserError(
-                        f"{path}: holds token {highest:,}, but the tokenizer beside it has "
-                        f"{self.tokenizer.vocab_size:,}: a token file of another vocabulary; {_REMEDY}"
-                    )
+                path, documents = self.folder / f"{name}.{split}.bin", self.documents(name, split)
+                counts, tokens = self.summary["sources"][name], documents.tokens
+                for what, found in (("tokens", len(tokens)), ("documents", len(documents))):
+                    if found != counts[f"{split}_{what}"]:
+                        expected = counts[f"{split}_{what}"]
+                        raise UserError(f"{path}: {found:,} {what}, but data.json tells of {expected:,}; {_REMEDY}")
+                for start in range(0, len(tokens), at_once):
+                    # a negative id is a huge one here
+                    piece = tokens[start : start + at_once].astype(np.uint32, copy=False)
+                    if int(piece.max()) >= self.tokenizer.vocab_size:
+                        place = start + int((piece >= self.tokenizer.vocab_size).argmax())
+                        raise UserError(
+                            f"{path}: byte {place * tokens.itemsize:,} holds token {int(tokens[place]):,}, but the "
+                            f"tokenizer beside it has {self.tokenizer.vocab_size:,}: a token file of another "
+                            f"vocabulary; {_REMEDY}"
+                        )
 
 
 _REMEDY = "remove this folder, so that the data is prepared again"

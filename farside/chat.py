@@ -28,7 +28,7 @@ from farside.train.console import fold
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import stream
 from farside.train.model.transformer import Transformer
-from farside.train.phase import identity, load_foreign
+from farside.train.phase import identity_of, load_foreign
 
 PHASES = ("rl", "sft", "pretrain")
 """Of a whole job, the last first; the reward model gives no text."""
@@ -173,13 +173,13 @@ def load(path: Path, plain: bool) -> Talker:
         raise UserError(f"{path}: a reward model, which scores texts and writes none; name a checkpoint of sft or rl")
     run_dir = path.resolve().parent.parent
     config = compose.load(run_dir / "config.yaml")
-    data = find_data(config, run_dir, checkpoint.state["identity"]["tokenizer"])
+    tokenizer = find_tokenizer(config, run_dir, checkpoint.state["identity"]["tokenizer"])
     torch.set_num_threads(config.launch.threads_per_rank)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mesh = ParallelDims.resolve(ParallelConfig(), 1).build(device.type)
     engine = NativeEngine(config, mesh, device)
-    load_foreign(CheckpointStore(run_dir, 1, mesh.dp, identity(config, data)).start_from(path), engine)
-    return Talker(engine.replica(), data.tokenizer, checkpoint, stage in TALKING and not plain)
+    load_foreign(CheckpointStore(run_dir, 1, mesh.dp, identity_of(config.model, tokenizer)).start_from(path), engine)
+    return Talker(engine.replica(), tokenizer, checkpoint, stage in TALKING and not plain)
 
 
 def find_tokenizer(config: Config, run_dir: Path, digest: str) -> Tokenizer:

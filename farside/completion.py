@@ -83,12 +83,13 @@ def _fitting(word: str, candidates: Any) -> list[str]:
 
 def _own_keys(command: str, word: str, paths: int) -> list[str]:
     """Keys of a command that has its own, behind the paths it needs."""
-    from farside.configs.schema import ChatConfig, ExportConfig
+    from farside.configs.schema import ChatConfig, ExportConfig, ImportConfig
 
     if command == "chat" and paths >= 1:
         return _fitting(word, ["--plain", *(f"{item.name}=" for item in fields(ChatConfig))])
-    if command == "export" and paths >= 2:
-        return _fitting(word, [f"{item.name}=" for item in fields(ExportConfig)])
+    if command in ("export", "import") and paths >= 2:
+        keys = ExportConfig if command == "export" else ImportConfig
+        return _fitting(word, [f"{item.name}=" for item in fields(keys)])
     return []
 
 

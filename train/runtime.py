@@ -29,7 +29,8 @@ from farside.configs.layout import check_layout
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
-from farside.train.liveness import Pulse, print_stacks_on_signal
+from farside.train.console import outlive_terminal
+from farside.train.liveness import Pulse, print_stacks_on_signal, stop_signals
 from farside.train.metrics import Descriptions, die_with_parent, hold_directory, write_status
 
 STOP_FILE = "stop"
@@ -55,11 +56,14 @@ class Runtime:
 
 
 class StopRequest:
-    """Asked for by SIGTERM, SIGINT or the stop file; agreed on by all ranks at a step's boundary."""
+    """Asked for by SIGTERM, SIGINT, SIGHUP or the stop file; agreed on by all ranks at a step's boundary.
+
+    A second signal changes nothing here: batch systems send one to every process, and torchrun passes its own on.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files, self.signalled = list(files), False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -219,6 +223,7 @@ def _prepare_directory(directory: Path, config: Config, rank: int) -> None:
     log = (directory / "logs" / f"rank_{rank}.log").open("a", buffering=1)
     (directory / "logs" / f"error_rank_{rank}.json").unlink(missing_ok=True)
     os.dup2(log.fileno(), 2)
+    outlive_terminal()
     if rank > 0:
         os.dup2(log.fileno(), 1)
     else:

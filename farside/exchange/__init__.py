@@ -2,7 +2,11 @@
 
 
 def run(command: str, words: list[str]) -> int:
-    """``farside export hf``; returns the exit code. Raises UserError for wrong input."""
-    from farside.exchange.export import export
+    """``farside export hf`` or ``farside import hf``; returns the exit code. Raises UserError for wrong input."""
+    if command == "export hf":
+        from farside.exchange.export import export
 
-    return export(words)
+        return export(words)
+    from farside.exchange.bring import bring
+
+    return bring(words)

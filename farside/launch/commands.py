@@ -56,7 +56,7 @@ def dispatch(command: str, words: list[str]) -> int:
         from farside.chat import chat
 
         return chat(words)
-    if command == "export hf":
+    if command in ("export hf", "import hf"):
         from farside import exchange
 
         return exchange.run(command, words)

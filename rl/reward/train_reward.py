@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from farside.configs.errors import UserError
+from farside.configs.schema import Packing
 from farside.configs.stages import Stage, check_stages
 from farside.data.prepare import Prepared
 from farside.parallel import comm
@@ -99,6 +100,8 @@ def main(runtime: Runtime) -> None:
         2 * settings.pairs_per_batch,
         2 * settings.micro_pairs,
         {"pairs": 1.0},
+        Packing.concatenate,
+        {},
         False,
     )
     check_stages(config, [stage])

@@ -25,10 +25,10 @@ def test_token_files_of_another_vocabulary(tmp_path: Path, words: list[str]) -> 
     original = prepared_of(words)
     for name in ("foreign", "other"):
         shutil.copytree(original, tmp_path / name / original.name)
-    file = tmp_path / "foreign" / original.name / "en.train.npy"
-    tokens = np.load(file)
+    file = tmp_path / "foreign" / original.name / "en.train.bin"
+    tokens = np.fromfile(file, dtype=np.uint16)
     tokens[len(tokens) // 2] = 600
-    np.save(file, tokens)
+    tokens.tofile(file)
     tokenizer = tmp_path / "other" / original.name / "tokenizer.json"
     Tokenizer.train(["quite other words " * 50], 300).save(tokenizer)
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from farside.chat import load
 from farside.train.inference.generate import generate
-from tests.faults.driver import farside
+from tests.faults.driver import farside, sequence
 
 
 @pytest.mark.timeout(90)
@@ -34,3 +34,24 @@ def test_a_run_leaves_as_a_folder_for_transformers(finished: Path, tmp_path: Pat
     loss = json.loads((finished / "summary.json").read_text())["validation_loss"]["en"]
     assert f"validation loss on `en`: {loss:.4f}" in card
     assert "source `en`" in card
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_training_goes_on_from_an_imported_model(finished: Path, words: list[str], tmp_path: Path) -> None:
+    """A run's own model, out and in again, starts training as the run's checkpoint does."""
+    assert farside(["export", "hf", str(finished), "out"], tmp_path).returncode == 0
+    done = farside(["import", "hf", "out", "in"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = []
+    rest = [word for word in words if not word.startswith("experiment=")]
+    for name, start in (
+        ("by_path", ["experiment=tiny", "train.init_from=in"]),
+        ("by_experiment", ["--config-dir", "in", "experiment=[tiny,imported]"]),
+        ("own", ["experiment=tiny", f"train.init_from={finished}"]),
+    ):
+        done = farside(["train", *start, *rest, f"run.dir={name}"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        losses.append([record["loss"] for record in sequence(tmp_path / name)])
+    assert losses[0] == losses[1] == losses[2]
+    assert losses[0][0] < sequence(finished)[0]["loss"]

@@ -2,7 +2,9 @@
 back is what went out, and a hostile folder is refused in one line. GATE: logits to 1e-5 in fp32, equal tokens."""
 
 import json
+import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -213,3 +215,183 @@ def test_configurations_come_back(name: str) -> None:
     if rope.kind is RopeKind.ntk:  # it left as the base that it is
         rope = Rope(rope.theta * rope.factor ** (config.head_dim / (config.head_dim - 2)))
     assert Rope.of_model(back) == rope
+
+
+def foreign(folder: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype, **written: Any) -> Any:
+    """A folder as transformers itself writes it, and its model."""
+    from tests.train.test_hf_parity import theirs
+
+    torch.manual_seed(5)
+    model = theirs(config, dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.3)
+    model.save_pretrained(folder, **written)
+    tokenizer.save(folder / "tokenizer.json")
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_what_comes_in_goes_out_bit_by_bit(name: str, dtype: torch.dtype, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    config = CASES[name][0]
+    foreign(tmp_path / "x", config, tokenizer, dtype, max_shard_size="9KB" if "tied" in name else "1GB")
+    assert run("import hf", [str(tmp_path / "x"), str(tmp_path / "in")]) == 0
+    assert run("export hf", [str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    before, after = (all_tensors(tmp_path / folder) for folder in ("x", "out"))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype == dtype
+        assert torch.equal(value, after[key]), key
+    model, again = (AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=dtype) for folder in ("x", "out"))
+    tokens = torch.arange(1, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, again(tokens).logits)
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {key: value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
+
+
+def test_an_imported_model_computes_the_same_and_can_be_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from farside.chat import find, load
+
+    model = foreign(tmp_path / "x", replace(MODEL, qk_norm=True), tokenizer, torch.float32)
+    run("import hf", [str(tmp_path / "x"), str(tmp_path / "in")])
+    talker = load(find(tmp_path / "in"), plain=False)
+    prompt = talker.tokenizer.encode(TEXTS[0])
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0, len(prompt) :].tolist()
+    assert generate(talker.model, [prompt], 10, tokenizer.end_of_text)[0].tokens == expected
+    assert not talker.chat
+
+
+def test_missing_special_tokens_get_rows(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    backend = Backend(models.BPE(vocab={letter: n for n, letter in enumerate("abcdefgh")}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    backend.enable_truncation(4)
+    small = replace(MODEL, vocab_size=10, tie_word_embeddings=False)
+    foreign(tmp_path / "x", small, Tokenizer.train(TEXTS, 300), torch.float32)
+    backend.save(str(tmp_path / "x" / "tokenizer.json"))
+    words = [str(tmp_path / "x"), str(tmp_path / "in")]
+    with pytest.raises(UserError, match="14 tokens with farside's 6 special ones, but the embedding 10 rows"):
+        run("import hf", words)
+    assert run("import hf", [*words, "extend_vocab=true"]) == 0
+    kept = Tokenizer.load(tmp_path / "in" / "tokenizer.json")
+    assert kept.encode("abcdefgh<|end|>") == [*range(8), kept.end]
+    (checkpoint,) = (tmp_path / "in" / "checkpoints").iterdir()
+    new, old = checkpoint_format.read(checkpoint).tensors("model"), all_tensors(tmp_path / "x")
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(new[key][:10], old[key])
+        assert torch.allclose(new[key][10:], old[key].mean(0).expand(4, -1), atol=1e-6)
+
+
+def as_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def index_to(folder: Path, name: Any) -> None:
+    """An index whose only file is ``name``; the weights themselves lie one folder up."""
+    keys = all_tensors(folder)
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    index = {"weight_map": dict.fromkeys(keys, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def link_out(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    (folder / "model.safetensors").symlink_to(folder.parent / "outside.safetensors")
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    payload = b"cos\nsystem\n(S'touch " + str(folder / "ran").encode() + b"'\ntR."
+    (folder / "pytorch_model.bin").write_bytes(payload)
+
+
+NORM = "model.norm.weight"
+HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "index to the parent": (lambda f: index_to(f, "../outside.safetensors"), r"is no plain file name"),
+    "index to an absolute path": (lambda f: index_to(f, str(f.parent / "outside.safetensors")), r"is no plain file"),
+    "index to a null byte": (lambda f: index_to(f, "a\0.safetensors"), r"is no plain file name"),
+    "index to a number": (lambda f: index_to(f, 7), r"no weight_map from tensors to files"),
+    "index to a pickle": (lambda f: index_to(f, "pytorch_model.bin"), r"names 'pytorch_model.bin'; .*safetensors only"),
+    "a link out": (link_out, r"model\.safetensors: a link that leads out of the folder"),
+    "a pickle": (pickled, r"pytorch_model\.bin: a pickle, which runs its maker's code"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"neither model\.safetensors nor"),
+    "torn weights": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 40), r"no safetensors"),
+    "a huge header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}"), r"no safetensors"),
+    "a missing tensor": (lambda f: rewrite(f, lambda t: t.pop(NORM)), rf"tensor {NORM} is missing"),
+    "an extra tensor": (lambda f: rewrite(f, lambda t: t.update(evil=torch.ones(1))), r"tensor evil is not of such"),
+    "a misshapen tensor": (lambda f: rewrite(f, lambda t: t.update({NORM: torch.ones(3)})), r"has shape \[3\]"),
+    "whole numbers": (lambda f: rewrite(f, lambda t: t.update({NORM: t[NORM].int()})), r"has type I32"),
+    "another tied output": (
+        lambda f: rewrite(f, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
+        r"differs from the embedding",
+    ),
+    "biases": (lambda f: as_json(f / "config.json", attention_bias=True), r"attention_bias = true"),
+    "a window": (lambda f: as_json(f / "config.json", sliding_window=4096), r"sliding_window = 4096"),
+    "experts": (lambda f: as_json(f / "config.json", model_type="mixtral"), r"model_type = 'mixtral'"),
+    "own code": (lambda f: as_json(f / "config.json", auto_map={"AutoModel": "m.M"}), r"auto_map asks for code"),
+    "trusted code": (lambda f: as_json(f / "config.json", trust_remote_code=True), r"trust_remote_code asks for code"),
+    "another head": (
+        lambda f: as_json(f / "config.json", architectures=["LlamaForSequenceClassification"]),
+        r"architectures = ",
+    ),
+    "rope of llama 3": (
+        lambda f: as_json(f / "config.json", rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        r"rope_scaling\.rope_type = 'llama3'",
+    ),
+    "an old dynamic rope": (
+        lambda f: as_json(f / "config.json", rope_scaling={"type": "dynamic", "factor": 8.0}),
+        r"rope_type = 'dynamic'",
+    ),
+    "another yarn": (
+        lambda f: as_json(f / "config.json", rope_scaling={"rope_type": "yarn", "factor": 8.0, "beta_fast": 64}),
+        r"beta_fast = 64",
+    ),
+    "a quantised model": (
+        lambda f: as_json(f / "config.json", quantization_config={"bits": 4}),
+        r"quantization_config",
+    ),
+    "a million layers": (lambda f: as_json(f / "config.json", num_hidden_layers=10**6), r"num_hidden_layers = 1000000"),
+    "a text for a size": (lambda f: as_json(f / "config.json", hidden_size="16"), r"hidden_size = '16'"),
+    "heads that do not divide": (lambda f: as_json(f / "config.json", num_key_value_heads=3), r"does not divide"),
+    "not a number": (lambda f: as_json(f / "config.json", rms_norm_eps=float("nan")), r"no JSON \(holds NaN"),
+    "deep JSON": (lambda f: (f / "config.json").write_text("[" * 10**5), r"config\.json: no JSON"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), r"no JSON object"),
+    "much JSON": (lambda f: (f / "config.json").write_text(" " * (1 << 21)), r"larger than 1,048,576 bytes"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json: no such file"),
+    "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer\.json: no tokenizer"),
+}
+
+
+@pytest.fixture(scope="module")
+def innocent(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("foreign") / "x"
+    foreign(folder, MODEL, tokenizer, torch.float32)
+    return folder
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_folders_are_refused_in_one_line(name: str, innocent: Path, tmp_path: Path) -> None:
+    shutil.copytree(innocent, tmp_path / "x")
+    spoil, message = HOSTILE[name]
+    spoil(tmp_path / "x")
+    with pytest.raises(UserError, match=message) as caught:
+        run("import hf", [str(tmp_path / "x"), str(tmp_path / "in")])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x" / "ran").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"x", "outside.safetensors"}

@@ -25,9 +25,9 @@ from farside.train.checkpoint.format import read
 from farside.train.checkpoint.store import CheckpointStore, newest
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
+from farside.train.hooks import StepInfo
 from farside.train.inference.generate import generate
 from farside.train.liveness import Pulse
-from farside.train.loop import StepInfo
 from farside.train.metrics import MetricsWriter
 from farside.train.model.transformer import Transformer
 from farside.train.phase import identity, load_data, load_foreign
@@ -231,6 +231,10 @@ class GridHook:
             self.writer.write({"step": info.step, **{grid["language"]: grid for grid in grids}})
             counts = ", ".join(f"{grid['language']} {grid['green']}/{grid['cells']}" for grid in grids)
             say(f"needles at step {info.step}: {counts}", indent=2)
+
+    def rewind(self, step: int) -> None:
+        if self.writer:
+            self.writer.rewind(step)
 
 
 def main(runtime: Runtime) -> None:
