@@ -6,6 +6,7 @@ from typing import Any
 
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
+from farside.data.digest import batch_digest
 from farside.parallel import comm
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
@@ -99,10 +100,11 @@ class TrainLoop:
         microbatches = loader.step(local_step + progress.left_out)
         # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
         mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
-        total_weight, pairs, stop = comm.sum_floats(
+        total_weight, pairs, digest, stop = comm.sum_floats(
             [
                 sum(batch.weight for batch in mine),
                 sum(batch.visible_pairs for batch in mine),
+                batch_digest(mine, mesh.dp_rank * (stage.global_batch_size // mesh.dp_size)),
                 float(self.runtime.stop.requested),
             ],
             mesh.world,
@@ -124,6 +126,7 @@ class TrainLoop:
         return {
             "step": progress.step,
             "tokens": progress.tokens,
+            "batch_digest": int(digest),
             **self.guard.settle(learnt, local_step + progress.left_out),
             "lr": lr,
             **describe_speed(stage, self.config.model, pairs, possible, time.perf_counter() - started),
