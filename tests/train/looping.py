@@ -34,7 +34,7 @@ Factors = Mapping[tuple[int, int], float]
 def config_of(steps: int, changes: Callable[[Config], None] = lambda config: None) -> Config:
     config = small_config(MODEL)
     config.optim.kind = OptimKind.muon
-    config.checkpoint.every, config.checkpoint, config.logging.every = 4, 100, 1000
+    config.checkpoint.every, config.checkpoint.keep, config.logging.every = 4, 100, 1000
     config.train.steps = steps
     changes(config)
     return config
