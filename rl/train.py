@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
+from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
 from farside.configs.schema import Config, RlConfig
 from farside.configs.stages import replay_stage
@@ -80,6 +81,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"rl.verifier_weight = {weights[0]}, rl.reward_model_weight = {weights[1]}; give none below 0 and one above"
         )
+    check_layout(config)
     replay_stage(config)
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     if config.rl.prompts_per_step % ranks:
@@ -142,4 +144,4 @@ def main(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    worker_main(main, check=check)

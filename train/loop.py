@@ -6,6 +6,7 @@ from typing import Any
 
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
+from farside.data.digest import batch_digest
 from farside.parallel import comm
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
@@ -101,10 +102,11 @@ class TrainLoop:
         microbatches = loader.step(local_step + progress.left_out)
         # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
         mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
-        total_weight, pairs, stop, failed = comm.sum_floats(
+        total_weight, pairs, digest, stop, failed = comm.sum_floats(
             [
                 sum(batch.weight for batch in mine),
                 sum(batch.visible_pairs for batch in mine),
+                batch_digest(mine, mesh.dp_rank * (stage.global_batch_size // mesh.dp_size)),
                 float(self.runtime.stop.requested),
                 float(self.store.failed),
             ],
@@ -129,6 +131,7 @@ class TrainLoop:
         return {
             "step": progress.step,
             "tokens": progress.tokens,
+            "batch_digest": int(digest),
             **self.guard.settle(learnt, local_step + progress.left_out),
             "lr": lr,
             **describe_speed(stage, self.config.model, pairs, possible, time.perf_counter() - started),
@@ -149,6 +152,7 @@ class TrainLoop:
         bad = f"{self.guard.streak} bad steps in a row before step {progress.step + 1} of {stage.name}"
         if progress.rewinds == self.config.train.guard.rewinds:
             raise Diverged(f"{bad}, after {progress.rewinds} returns to a checkpoint (train.guard.rewinds)")
+        self.store.finish()
         saved = self.store.resume(self.engine)
         if saved is None:
             raise Diverged(f"{bad}, and no checkpoint to go back to")

@@ -64,4 +64,4 @@ def main(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    worker_main(main, check=pretrain_stages)
