@@ -43,6 +43,17 @@ class SourceKind(Enum):
     python_stdlib = "python_stdlib"
 
 
+class Packing(Enum):
+    concatenate = "concatenate"
+    best_fit = "best_fit"
+    length_bucketed = "length_bucketed"
+
+
+class MixtureUnit(Enum):
+    sample = "sample"
+    token = "token"
+
+
 class OptimKind(Enum):
     adamw = "adamw"
     muon = "muon"
@@ -197,6 +208,9 @@ class SourceConfig:
     """python_stdlib: how much source code to take. repositories: of one repository, in whole files."""
     max_file_bytes: int = 500_000
     """repositories: larger files are left out, as binary and vendored ones are."""
+    max_epochs: float | None = None
+    """Readings of this source's text as plain text at most, over all stages of a phase; its share then goes to the
+    others. None: no end."""
 
 
 @dataclass
@@ -237,8 +251,20 @@ class DataConfig:
     """Preparing: text that a worker tokenizes in one piece, which is what a kill costs at most a worker. The result
     does not depend on it; memory grows with it."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's
-    text), copy (repeated spans) or trace (reasoning traces of sft.task)."""
+    """Share per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text), copy
+    (repeated spans) or trace (reasoning traces of sft.task)."""
+    mixture_unit: MixtureUnit = MixtureUnit.sample
+    """What shares count. sample: rows. token: predicted tokens, so that padding does not cost an entry its share."""
+    mixture_temperature: float | None = None
+    """With it the plain-text entries of a mixture divide their shares' sum anew, by n^(1/temperature) of a source's n
+    tokens: 1 as much as there is, more is more even. None: as the mixture says."""
+    packing: Packing = Packing.concatenate
+    """How rows are made of documents. concatenate: one after the other, cut where a row ends. best_fit: whole documents
+    (only those longer than a row are cut), few enough rows to leave hardly any padding. length_bucketed: whole
+    documents of similar length, at the price of padding."""
+    lengths: dict[int, float] = field(default_factory=dict)
+    """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
+    documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     seed: int = 0
     """Sample i is a function of this seed and i."""
@@ -296,8 +322,27 @@ class StageConfig:
     """None: data.micro_batch_size."""
     mixture: dict[str, float] | None = None
     """None: data.mixture."""
+    packing: Packing | None = None
+    """None: data.packing."""
+    lengths: dict[int, float] | None = None
+    """None: data.lengths."""
     eval: bool = False
     """Run the full needle grid when the stage ends; the grid is named after the stage."""
+
+
+@dataclass
+class GuardConfig:
+    """Steps that must not reach the weights. A loss or gradient that is no finite number is always skipped."""
+
+    sigmas: float = 0.0
+    """Skip also a loss or gradient norm above the mean of the last good steps by this many standard deviations (OLMo
+    uses 6); 0: do not."""
+    window: int = 128
+    """Good steps behind that mean; before there are as many, nothing counts as too high."""
+    patience: int = 10
+    """Bad steps in a row after which the run returns to its newest checkpoint and leaves the batches out; 0: never."""
+    rewinds: int = 3
+    """Times it may do so before it ends as failed."""
 
 
 @dataclass
@@ -317,10 +362,18 @@ class TrainConfig:
     """On CUDA: deterministic kernels only. The CPU is deterministic anyway."""
     loss_chunk: int = 8192
     """Tokens whose logits exist at once; more are computed chunk by chunk and again in the backward pass."""
+    offload_activations: bool = False
+    """With activation_checkpointing=full: the inputs of blocks wait for the backward pass in host memory."""
+    mlp_chunk: int = 0
+    """Tokens of a rank that go through an MLP at once; more go chunk by chunk, and again in the backward pass. 0: all
+    at once."""
     init_from: str | None = None
-    """Checkpoint directory to start from when the run directory holds none."""
+    """Checkpoint, or run directory whose newest is meant, to start from when run.dir holds none."""
     timeout_seconds: int = 300
-    """A collective that takes longer ends the run, naming the rank."""
+    """A rank that stands still for longer within a step (data, forward, backward, update) ends the run, named."""
+    slow_timeout_seconds: int = 1800
+    """The same for start-up, the first step of a stage, evaluations, saving, and sampling in RL."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 @dataclass
@@ -431,18 +484,102 @@ class ReplayConfig:
     """Loss weight of all replayed tokens together, that of the step's completions being 1."""
 
 
+class Algorithm(Enum):
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+    rloo = "rloo"
+    reinforce_pp = "reinforce_pp"
+    reinforce_pp_baseline = "reinforce_pp_baseline"
+    dapo = "dapo"
+    gspo = "gspo"
+    k15 = "k15"
+    k2 = "k2"
+
+
+class MirrorBaseline(Enum):
+    mean = "mean"
+    log_partition = "log_partition"
+
+
+class KlEstimator(Enum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KlPlace(Enum):
+    loss = "loss"
+    reward = "reward"
+
+
+class Correction(Enum):
+    none = "none"
+    tis = "tis"
+    icepop = "icepop"
+
+
+@dataclass
+class KlConfig:
+    """Distance from the policy that RL started from."""
+
+    weight: float = 0.0
+    """0: none; no reference model is kept then."""
+    estimator: KlEstimator = KlEstimator.k3
+    """k1: unbiased. k2: its gradient is the divergence's. k3: unbiased, never negative."""
+    place: KlPlace = KlPlace.loss
+    """loss: added to every token's loss. reward: taken from the reward, token by token where the algorithm can."""
+
+
+@dataclass
+class CorrectionConfig:
+    """For a sampler whose log-probabilities differ from the trainer's."""
+
+    kind: Correction = Correction.none
+    """none: the sampler's are taken for the trainer's. tis: a token's loss times the ratio of both, at most ``high``.
+    icepop: the same within [low, high], else 0. Both compute the trainer's before the first update."""
+    low: float = 0.5
+    """icepop only."""
+    high: float = 2.0
+
+
 @dataclass
 class RlConfig:
-    """GRPO: groups of samples, advantages normalised within the group, clipped ratios."""
+    """Reinforcement learning: groups of samples, a reward for each, one of the algorithms."""
 
+    algorithm: Algorithm = Algorithm.grpo
+    """docs/rl.md tells them apart."""
     steps: int = 100
+    """Iterations: sample, score, update."""
     prompts_per_step: int = 32
     samples_per_prompt: int = 8
+    updates_per_step: int = 1
+    """Optimizer updates on an iteration's samples, each on all of them."""
     max_new_tokens: int = 48
+    """An answer that is longer is cut off there."""
     temperature: float = 1.0
+    temperature_end: float | None = None
+    """The temperature moves to this one in equal steps (Kimi K2: high first, to explore). None: it stays."""
     lr: float = 3e-4
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float | None = None
+    """Ratios are clipped to 1 - clip_low .. 1 + clip_high. None: the algorithm's own, 0.2 or what docs/rl.md says."""
+    clip_high: float | None = None
+    clip_dual: float | None = None
+    """Bound on the loss of a token of negative advantage, in multiples of the advantage. None: unbounded."""
+    tau: float = 0.1
+    """k15, k2: weight of the divergence from the iteration's first policy; more keeps the policy closer to it."""
+    mirror_baseline: MirrorBaseline = MirrorBaseline.mean
+    """k15, k2: what is taken from the reward: the group's mean, or log_partition: tau log mean exp(reward / tau)."""
+    kl: KlConfig = field(default_factory=KlConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    truncation_penalty: float = 0.0
+    """Taken from the reward of an answer that was cut off at max_new_tokens (Kimi K2's token budget)."""
+    overlong_cache: int = 0
+    """DAPO's overlong shaping: the reward falls over the last this many of max_new_tokens tokens. 0: no shaping."""
+    overlong_weight: float = 1.0
+    """What is taken from the reward of an answer of full length, or of one cut off."""
+    sampling_rounds: int = 1
+    """DAPO's dynamic sampling: groups of answers all right or all wrong teach nothing and are replaced by further
+    problems, in at most this many rounds of prompts_per_step. 1: every group is kept."""
     micro_batch_size: int = 256
     """Sequences a rank computes at once, at most."""
     reward_model: str | None = None
@@ -472,6 +609,8 @@ class LoggingConfig:
     project: str = "farside"
     every: int = 1
     """Steps between printed lines; metrics.jsonl always has every step."""
+    compare_ranks: int = 50
+    """Steps between comparisons of the ranks' own time, which name a slow one; 0: none."""
 
 
 @dataclass
@@ -522,3 +661,21 @@ class ChatConfig:
     """Of sampled answers."""
     plain: bool = False
     """Continue the text even where the checkpoint knows the chat format; --plain says the same."""
+
+
+@dataclass
+class ExportConfig:
+    """``farside export hf``: keys of its own, since it changes no run."""
+
+    max_shard_bytes: int = 5_000_000_000
+    """Bytes of a file of weights at most; a tensor that is larger gets a file of its own."""
+    dtype: Dtype | None = None
+    """Weights are rounded to this type; None: as the checkpoint has them."""
+
+
+@dataclass
+class ImportConfig:
+    """``farside import hf``: keys of its own, since it changes no run."""
+
+    extend_vocab: bool = False
+    """Add rows to the vocabulary for the special tokens of farside's formats where the model has no spare ones."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, ModelConfig, ProfileConfig, Recompute
+from farside.configs.schema import Config, ModelConfig, Packing, ProfileConfig, Recompute, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Stage:
     global_batch_size: int
     micro_batch_size: int
     mixture: dict[str, float]
+    packing: Packing
+    lengths: dict[int, float]
     eval: bool
 
     @property
@@ -49,6 +51,8 @@ def pretrain_stages(config: Config) -> list[Stage]:
                 ),
                 lr=entry.lr,
                 mixture=entry.mixture,
+                packing=entry.packing,
+                lengths=entry.lengths,
                 global_batch_size=entry.global_batch_size,
                 micro_batch_size=entry.micro_batch_size,
                 eval=entry.eval,
@@ -137,6 +141,8 @@ def _stage(
     global_batch_size: int | None = None,
     micro_batch_size: int | None = None,
     mixture: dict[str, float] | None = None,
+    packing: Packing | None = None,
+    lengths: dict[int, float] | None = None,
     eval: bool = False,
 ) -> Stage:
     data = config.data
@@ -151,6 +157,8 @@ def _stage(
         global_batch_size=data.global_batch_size if global_batch_size is None else global_batch_size,
         micro_batch_size=data.micro_batch_size if micro_batch_size is None else micro_batch_size,
         mixture=dict(data.mixture if mixture is None else mixture),
+        packing=data.packing if packing is None else packing,
+        lengths=dict(data.lengths if lengths is None else lengths),
         eval=eval,
     )
 
@@ -163,6 +171,7 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     check_model(config.model)
     check_layout(config)
+    check_memory(config.train)
     for key in ("every", "keep"):
         if getattr(config.checkpoint, key) < 1:
             raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
@@ -189,7 +198,24 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
             )
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
+        if stage.lengths and (
+            min(stage.lengths.values()) < 0 or min(stage.lengths) < 0 or not sum(stage.lengths.values())
+        ):
+            raise UserError(f"{where}: lengths {stage.lengths} needs lengths from 0 up, one with a positive share")
     return stages
+
+
+def check_memory(train: TrainConfig) -> None:
+    """Raises UserError for ways to save memory that cannot be."""
+    if train.mlp_chunk < 0:
+        raise UserError(f"train.mlp_chunk = {train.mlp_chunk}; give tokens at once, or 0 for all")
+    if train.loss_chunk < 1:
+        raise UserError(f"train.loss_chunk = {train.loss_chunk}; give at least 1")
+    if train.offload_activations and train.activation_checkpointing is not Recompute.full:
+        raise UserError(
+            "train.offload_activations puts away the inputs of recomputed blocks: "
+            "set train.activation_checkpointing=full, or turn it off"
+        )
 
 
 def check_layout(config: Config) -> None:

@@ -14,3 +14,14 @@ END_OF_TEXT, USER, ASSISTANT, END, THINK, END_THINK = SPECIAL_TOKENS = (
 
 TRACES = "traces.jsonl"
 """In the warm start's run directory: a line is {"question": ..., "response": ...}."""
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ '<|user|>' + message['content'] }}
+{%- elif message['role'] == 'assistant' -%}{{ '<|assistant|>' + message['content'] + '<|end|>' }}
+{%- else -%}{{ raise_exception('this model knows the roles user and assistant only') }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}
+"""
+"""The format as a Jinja template, for tools that read Hugging Face's folders."""

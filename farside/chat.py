@@ -9,11 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from farside.configs import compose
@@ -23,6 +20,7 @@ from farside.data.chat import END_THINK, THINK
 from farside.data.prepare import Prepared
 from farside.data.tokenizer import Tokenizer
 from farside.parallel.mesh import ParallelDims
+from farside.settings import parse as parse_settings
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.format import MANIFEST, Checkpoint
 from farside.train.checkpoint.store import CheckpointStore, newest
@@ -30,12 +28,14 @@ from farside.train.console import fold
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import stream
 from farside.train.model.transformer import Transformer
-from farside.train.phase import identity, load_foreign
+from farside.train.phase import identity_of, load_foreign
 
 PHASES = ("rl", "sft", "pretrain")
 """Of a whole job, the last first; the reward model gives no text."""
 TALKING = ("sft", "rl")
 """Stages after which a checkpoint knows the chat format."""
+TOKENIZER = "tokenizer.json"
+"""In an imported model's directory."""
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 """Control characters that a model may write, shown instead of obeyed by the terminal."""
 
@@ -144,24 +144,11 @@ class Shown:
 
 def parse(words: list[str]) -> tuple[Path, ChatConfig]:
     """The path and settings of a command line. Raises UserError."""
-    settings = [word for word in words if "=" in word and not Path(word).exists()]
-    paths = [word for word in words if word not in settings and word != "--plain"]
-    if len(paths) != 1 or paths[0].startswith("-"):
-        raise UserError("farside chat: name one run directory or checkpoint, such as runs/demo, then KEY=VALUE")
-    if "--plain" in words:
-        settings.append("plain=true")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(ChatConfig), OmegaConf.from_dotlist(settings))
-    except OmegaConfBaseException as error:
-        keys = ", ".join(vars(ChatConfig()))
-        raise UserError(
-            f"farside chat: {compose.explain(error).partition(':')[0]}: give one of {keys}, fitting its "
-            "type, such as temperature=0.7"
-        ) from error
-    config = cast(ChatConfig, OmegaConf.to_object(merged))
+    words = ["plain=true" if word == "--plain" else word for word in words]
+    (path,), config = parse_settings("chat", words, ChatConfig, "RUN_DIR_OR_CHECKPOINT")
     if config.max_new_tokens < 1 or config.temperature < 0:
         raise UserError("farside chat: max_new_tokens is at least 1 and temperature at least 0")
-    return Path(paths[0]), config
+    return path, config
 
 
 def find(path: Path) -> Path:
@@ -186,13 +173,22 @@ def load(path: Path, plain: bool) -> Talker:
         raise UserError(f"{path}: a reward model, which scores texts and writes none; name a checkpoint of sft or rl")
     run_dir = path.resolve().parent.parent
     config = compose.load(run_dir / "config.yaml")
-    data = find_data(config, run_dir, checkpoint.state["identity"]["tokenizer"])
+    tokenizer = find_tokenizer(config, run_dir, checkpoint.state["identity"]["tokenizer"])
     torch.set_num_threads(config.launch.threads_per_rank)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mesh = ParallelDims.resolve(ParallelConfig(), 1).build(device.type)
     engine = NativeEngine(config, mesh, device)
-    load_foreign(CheckpointStore(run_dir, 1, mesh.dp, identity(config, data)).start_from(path), engine)
-    return Talker(engine.replica(), data.tokenizer, checkpoint, stage in TALKING and not plain)
+    load_foreign(CheckpointStore(run_dir, 1, mesh.dp, identity_of(config.model, tokenizer)).start_from(path), engine)
+    return Talker(engine.replica(), tokenizer, checkpoint, stage in TALKING and not plain)
+
+
+def find_tokenizer(config: Config, run_dir: Path, digest: str) -> Tokenizer:
+    """The checkpoint's tokenizer: beside an imported model, else in prepared data."""
+    if (run_dir / TOKENIZER).is_file():
+        tokenizer = Tokenizer.load(run_dir / TOKENIZER)
+        if tokenizer.hash == digest:
+            return tokenizer
+    return find_data(config, run_dir, digest).tokenizer
 
 
 def find_data(config: Config, run_dir: Path, digest: str) -> Prepared:

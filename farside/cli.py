@@ -14,6 +14,8 @@ COMMANDS = {
     "verify": "whether this layout computes what one process computes; --types: no ranks, by types alone",
     "data prepare": "text to token files",
     "chat": "questions to a checkpoint:  farside chat RUN_DIR_OR_CHECKPOINT",
+    "export hf": "a checkpoint for transformers:  farside export hf RUN_DIR_OR_CHECKPOINT OUT_DIR",
+    "import hf": "Llama or Qwen3 weights to start from:  farside import hf FOLDER OUT_DIR",
     "report": "report.html of a run, comparison.html of several:  farside report RUN_DIR...",
     "status": "what a run is doing:  farside status RUN_DIR",
     "stop": "ask a run to save and end:  farside stop RUN_DIR",
@@ -55,7 +57,7 @@ def main() -> None:
         print(scripts[words[1]], end="")
         return
     command, rest = words[0], words[1:]
-    if command in ("eval", "data"):
+    if command in ("eval", "data", "export", "import"):
         if not rest or f"{command} {rest[0]}" not in COMMANDS:
             choices = [name for name in COMMANDS if name.startswith(command + " ")]
             fail(f"farside {command}: which one? there is `farside {choices[0]}`")

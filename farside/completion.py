@@ -51,7 +51,7 @@ complete -c farside -a '(__farside_complete)'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 FLAGS = ("-m", "--multirun", "--cfg", "--help")
-ON_DIRECTORIES = ("report", "status", "stop", "chat")
+ON_DIRECTORIES = ("report", "status", "stop", "chat", "export", "import")
 
 
 def complete(line: str, commands: dict[str, str]) -> list[str]:
@@ -70,7 +70,7 @@ def complete(line: str, commands: dict[str, str]) -> list[str]:
     if command not in first or command in ("doctor", "--help"):
         return []
     if command in ON_DIRECTORIES:
-        return _chat(word) if command == "chat" and len(words) > 1 else []
+        return _own_keys(command, word, paths=len(words) - 1 - bool(second))
     if word.startswith("-"):
         return _fitting(word, FLAGS)
     key, equals, value = word.partition("=")
@@ -81,10 +81,16 @@ def _fitting(word: str, candidates: Any) -> list[str]:
     return [candidate for candidate in candidates if candidate.startswith(word)]
 
 
-def _chat(word: str) -> list[str]:
-    from farside.configs.schema import ChatConfig
+def _own_keys(command: str, word: str, paths: int) -> list[str]:
+    """Keys of a command that has its own, behind the paths it needs."""
+    from farside.configs.schema import ChatConfig, ExportConfig, ImportConfig
 
-    return _fitting(word, ["--plain", *(f"{item.name}=" for item in fields(ChatConfig))])
+    if command == "chat" and paths >= 1:
+        return _fitting(word, ["--plain", *(f"{item.name}=" for item in fields(ChatConfig))])
+    if command in ("export", "import") and paths >= 2:
+        keys = ExportConfig if command == "export" else ImportConfig
+        return _fitting(word, [f"{item.name}=" for item in fields(keys)])
+    return []
 
 
 def _keys(word: str) -> list[str]:

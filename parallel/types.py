@@ -117,6 +117,13 @@ def type_norm(out: Tensor, x: Tensor, weight: Tensor) -> None:
     rules.einsum("..._,_->..._", x, weight, out=out)
 
 
+def type_mlp(out: Tensor, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> None:
+    """Token by token and not linear; a sum over the width: where that is cut, each rank's output is a summand."""
+    from spmd_types import rules
+
+    rules.einsum("..._,f_,f_,_f->..._", x, gate, up, down, out=out)
+
+
 def type_join(out: Tensor, tensor: Tensor, group: comm.Group) -> None:
     """Every rank's slots to the whole, on ranks that all go on alike: V -> I on every axis within the group's."""
     from spmd_types import rules

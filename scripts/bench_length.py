@@ -2,7 +2,8 @@
 
 python scripts/bench_length.py curve  [--lengths 4096 8192 ...]   # plot and table, cp = 1 and 2 (4: memory only)
 python scripts/bench_length.py memory                            # 4 layers, no recomputation: cp = 2 over cp = 1
-python scripts/bench_length.py longest                           # 131,072 tokens on 2 ranks, full recomputation
+python scripts/bench_length.py recompute [--lengths 8192 16384]  # 4 layers, one rank: every way to keep less
+python scripts/bench_length.py longest [--mlp-chunk 4096]        # 131,072 tokens on 2 ranks, full recomputation
 
 Memory is the increase of a rank's peak resident set over the process that has imported everything, in MiB; the busiest
 rank counts. A rank is a process of this script under torchrun.
@@ -58,7 +59,8 @@ def worker(job: dict) -> None:
     """One step in this layout; rank 0 writes seconds and MiB."""
     torch.set_num_threads(job["threads"])
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    train = TrainConfig(activation_checkpointing=Recompute[job["recompute"]], loss_chunk=1024)
+    kind = Recompute[job["recompute"]]
+    train = TrainConfig(activation_checkpointing=kind, loss_chunk=1024, mlp_chunk=job["mlp_chunk"])
     config = Config(
         model=model_of(job["layers"]),
         parallel=ParallelConfig(cp=size, context=ContextConfig()),
@@ -84,9 +86,10 @@ def worker(job: dict) -> None:
     os._exit(0)  # gloo's threads now and again abort the interpreter's teardown
 
 
-def run(cp: int, length: int, layers: int, recompute: str, threads: int = 1) -> dict:
+def run(cp: int, length: int, layers: int, recompute: str, mlp_chunk: int = 0, threads: int = 1) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        job = {"length": length, "layers": layers, "recompute": recompute, "threads": threads}
+        job: dict = {"length": length, "layers": layers, "recompute": recompute, "threads": threads}
+        job["mlp_chunk"] = mlp_chunk
         job["result"] = str(Path(folder) / "result.json")
         launcher = [sys.executable]
         if cp > 1:
@@ -94,12 +97,35 @@ def run(cp: int, length: int, layers: int, recompute: str, threads: int = 1) -> 
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run([*launcher, __file__, "worker", json.dumps(job)], check=True, env=environment)
         result = json.loads(Path(job["result"]).read_text())
-    print(f"cp={cp} {length:>7,} tokens, {recompute}: {result['seconds']:.1f} s, {result['mib']:,.0f} MiB", flush=True)
+    way = recompute + (f", MLP in chunks of {mlp_chunk:,}" if mlp_chunk else "")
+    print(f"cp={cp} {length:>7,} tokens, {way}: {result['seconds']:.1f} s, {result['mib']:,.0f} MiB", flush=True)
     return result
 
 
-def curve(lengths: list[int], image: Path) -> None:
-    rows = {cp: [run(cp, length, 2, "full") for length in lengths] for cp in (1, 2, 4)}
+def recompute(lengths: list[int], mlp_chunk: int) -> None:
+    ways = [
+        ("none", 0),
+        ("none", mlp_chunk),
+        ("selective", 0),
+        ("selective", mlp_chunk),
+        ("full", 0),
+        ("full", mlp_chunk),
+    ]
+    print(
+        "\n| recomputation | MLP | "
+        + " | ".join(f"{length:,}: s, MiB" for length in lengths)
+        + " | MiB per 1,024 more |"
+    )
+    print("|---|---|" + "---|" * (len(lengths) + 1))
+    for kind, chunk in ways:
+        found = [run(1, length, 4, kind, chunk) for length in lengths]
+        slope = (found[-1]["mib"] - found[0]["mib"]) / (lengths[-1] - lengths[0]) * 1024
+        cells = " | ".join(f"{row['seconds']:.1f}, {row['mib']:,.0f}" for row in found)
+        print(f"| {kind} | {f'chunks of {chunk:,}' if chunk else 'whole'} | {cells} | {slope:.1f} |", flush=True)
+
+
+def curve(lengths: list[int], image: Path, mlp_chunk: int) -> None:
+    rows = {cp: [run(cp, length, 2, "full", mlp_chunk) for length in lengths] for cp in (1, 2, 4)}
     print("\n| tokens | cp 1: s | cp 2: s | cp 1: MiB | cp 2: MiB | cp 4: MiB |\n|---|---|---|---|---|---|")
     for number, length in enumerate(lengths):
         one, two, four = (rows[cp][number] for cp in (1, 2, 4))
@@ -132,18 +158,21 @@ def main() -> None:
     if sys.argv[1:2] == ["worker"]:
         worker(json.loads(sys.argv[2]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["curve", "memory", "longest"])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("what", choices=["curve", "memory", "recompute", "longest"])
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--mlp-chunk", type=int, default=0, help="train.mlp_chunk; recompute takes 1,024 unless told")
     parser.add_argument("--image", type=Path, default=Path("docs/images/length.png"))
     arguments = parser.parse_args()
     if arguments.what == "curve":
-        curve(arguments.lengths, arguments.image)
+        curve(arguments.lengths or [4096, 8192, 16384, 32768], arguments.image, arguments.mlp_chunk)
+    elif arguments.what == "recompute":
+        recompute(arguments.lengths or [8192, 16384], arguments.mlp_chunk or 1024)
     elif arguments.what == "memory":
         for length in (8192, 16384):
             one, two = (run(cp, length, 4, "none") for cp in (1, 2))
             print(f"{length:,} tokens: memory of cp = 2 over cp = 1: {two['mib'] / one['mib']:.2f}")
     else:
-        run(2, 131072, 2, "full")
+        run(2, 131072, 2, "full", arguments.mlp_chunk)
 
 
 if __name__ == "__main__":

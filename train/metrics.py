@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import secrets
 import signal
@@ -31,6 +32,9 @@ class MetricsWriter:
 
     def __init__(self, path: Path, step: int, name: str = "metrics.jsonl") -> None:
         self.path = path / name
+        self._keep(step)
+
+    def _keep(self, step: int) -> None:
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -38,8 +42,15 @@ class MetricsWriter:
         self.stream = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
-        self.stream.write(json.dumps(record) + "\n")
+        """What is no finite number becomes null: JSON has no NaN."""
+        wrong = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+        self.stream.write(json.dumps({**record, **wrong}) + "\n")
         self.stream.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after ``step``."""
+        self.stream.close()
+        self._keep(step)
 
     def close(self) -> None:
         self.stream.close()
@@ -57,6 +68,18 @@ def write_json(path: Path, value: Any) -> None:
     """Replaces the file at once: a reader sees the old or the new one."""
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(value, indent=1))
+    os.replace(unfinished, path)
+
+
+def write_status(directory: Path, status: str, **more: object) -> None:
+    """status.json, replaced at once. A later call keeps what an earlier one said of the step."""
+    path = directory / "status.json"
+    kept = {}
+    if path.is_file():
+        old = json.loads(path.read_text())
+        kept = {key: old[key] for key in ("step", "steps") if key in old}
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"status": status, "cause": None, **kept, **more}))
     os.replace(unfinished, path)
 
 

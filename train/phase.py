@@ -6,29 +6,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config
+from farside.configs.schema import Config, ModelConfig
 from farside.configs.stages import Stage
 from farside.data.batch import Batch
+from farside.data.joined import Joined
 from farside.data.loader import Loader
-from farside.data.mixture import Mixture, Source
-from farside.data.order import fold
+from farside.data.mixing import StageMixture, stage_mixtures
+from farside.data.mixture import Source
 from farside.data.pack import TextSource, TraceSource
+from farside.data.plan import PlanStore
 from farside.data.prepare import Prepared, prepare
 from farside.data.synthetic.copy import CopySource
 from farside.data.synthetic.needle import NeedleSource
+from farside.data.tokenizer import Tokenizer
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
 from farside.train.checkpoint.store import CheckpointStore, newest
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
-from farside.train.loop import Progress
 from farside.train.loss import lm_loss
+from farside.train.progress import Progress
 from farside.train.runtime import Runtime
 
 SUMMARY = "summary.json"
@@ -36,7 +38,10 @@ SUMMARY = "summary.json"
 
 def load_data(runtime: Runtime) -> Prepared:
     """Prepared data; rank 0 prepares what is missing while the others wait."""
+    if runtime.main:
+        runtime.pulse.beat("prepare")
     folder = prepare(runtime.config.data, say) if runtime.main else None
+    runtime.pulse.beat("init")
     folder = comm.broadcast_object(folder, runtime.mesh.world)
     data = Prepared(folder)
     if runtime.main:
@@ -51,9 +56,14 @@ def load_data(runtime: Runtime) -> Prepared:
 
 def identity(config: Config, data: Prepared) -> dict[str, Any]:
     """What two checkpoints must share to continue one another."""
+    return identity_of(config.model, data.tokenizer)
+
+
+def identity_of(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """As ``identity``, of a model that no data has been prepared for."""
     free = ("rope_theta", "rope_scaling", "initializer_range")
-    model = {key: value for key, value in vars(config.model).items() if key not in free}
-    return {**{f"model.{key}": value for key, value in model.items()}, "tokenizer": data.tokenizer.hash}
+    kept = {f"model.{key}": value for key, value in vars(model).items() if key not in free}
+    return {**kept, "tokenizer": tokenizer.hash}
 
 
 def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> dict[str, Source]:
@@ -66,36 +76,37 @@ def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> 
             sources[f"needle_{name}"] = NeedleSource(
                 name, data.language(name), tokens, data.tokenizer, config.data.needle, config.data.seed
             )
-    everything = np.concatenate([data.tokens(name, "train") for name in data.names])
+    everything = Joined([data.tokens(name, "train") for name in data.names])
     sources["copy"] = CopySource(everything, data.tokenizer.vocab_size, config.data.seed)
     if traces is not None:
         sources["trace"] = TraceSource(traces, data.tokenizer, config.data.seed)
     return sources
 
 
-def check_samples(stages: Sequence[Stage], sources: dict[str, Source], few: int = 4) -> None:
-    """Draws a few samples of every stage, so that a later one that cannot run is named before the first step."""
-    for stage in stages:
-        unknown = sorted(set(stage.mixture) - set(sources))
-        if unknown:
-            raise UserError(
-                f"stage {stage.name!r}: mixture names {unknown[0]!r}; there are {', '.join(sorted(sources))}"
-            )
-        for name in sorted(name for name, share in stage.mixture.items() if share):
+def make_mixtures(
+    config: Config, stages: Sequence[Stage], data: Prepared, sources: dict[str, Source], salt: str = "", few: int = 4
+) -> list[StageMixture]:
+    """The mixture of every stage, packing plans made. Draws a few samples of every source, so that a later stage that
+    cannot run is named before the first step."""
+    store = PlanStore(data.folder / "plans", data.summary["fingerprint"])
+    mixtures = stage_mixtures(config.data, stages, sources, store, salt)
+    for planned in mixtures:
+        for source in planned.mixture.sources:
             for index in range(few):
                 try:
-                    sources[name].sample(index, stage.seq_len)
+                    source.sample(index, planned.stage.seq_len)
                 except UserError as error:
-                    raise UserError(f"stage {stage.name!r}: {error}") from error
+                    raise UserError(f"stage {planned.stage.name!r}: {error}") from error
+    return mixtures
 
 
-def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -> Callable[[Stage], Loader]:
-    """Loaders by stage. Each stage draws its own order: the seed is folded with the stage's number."""
+def loader_maker(runtime: Runtime, mixtures: Sequence[StageMixture]) -> Callable[[Stage], Loader]:
+    """Loaders by stage."""
+    by_stage = {planned.stage.index: planned.mixture for planned in mixtures}
 
     def make(stage: Stage) -> Loader:
-        mixture = Mixture(sources, stage.mixture, fold(runtime.config.data.seed, salt, stage.index))
         return Loader(
-            mixture,
+            by_stage[stage.index],
             stage.seq_len,
             stage.global_batch_size,
             stage.micro_batch_size,
@@ -113,7 +124,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             say(f"resumed at step {resumed.step} from {resumed.path}", indent=2)
-        return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
+        return Progress.of(resumed.state)
     if runtime.init_from is None:
         return Progress()
     parent = store.start_from(runtime.init_from)
@@ -136,6 +147,7 @@ def validation_loss(
     """Mean next-token loss in nats per source, over the first ``rows`` validation windows. Collective."""
     losses: dict[str, float] = {}
     for name in data.names:
+        runtime.pulse.beat("eval")
         source = TextSource(name, data.tokens(name, "validation"), data.tokenizer.end_of_text, 0)
         count = min(rows, source.windows(seq_len))
         mine = [source.window(row, seq_len) for row in range(runtime.mesh.dp_rank, count, runtime.mesh.dp_size)]

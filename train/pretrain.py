@@ -14,10 +14,10 @@ from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
 from farside.train.phase import (
     begin,
-    check_samples,
     identity,
     load_data,
     loader_maker,
+    make_mixtures,
     make_sources,
     validation_loss,
     write_summary,
@@ -32,8 +32,7 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     if runtime.main:
         shutil.copyfile(data.folder / "data.json", runtime.dir / "data.json")
-    sources = make_sources(config, data)
-    check_samples(stages, sources)
+    mixtures = make_mixtures(config, stages, data, make_sources(config, data))
     if config.eval.every or any(stage.eval for stage in stages):
         check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
@@ -49,7 +48,7 @@ def main(runtime: Runtime) -> None:
         runtime,
         engine,
         stages,
-        loader_maker(runtime, sources),
+        loader_maker(runtime, mixtures),
         lm_loss,
         store,
         "train",

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,7 +27,9 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
-from farside.train.metrics import Descriptions, die_with_parent, hold_directory
+from farside.train.console import outlive_terminal
+from farside.train.liveness import Pulse, print_stacks_on_signal, stop_signals
+from farside.train.metrics import Descriptions, die_with_parent, hold_directory, write_status
 
 STOP_FILE = "stop"
 """A file of this name in the run directory asks the run to save and end."""
@@ -42,6 +45,7 @@ class Runtime:
     dir: Path
     init_from: Path | None
     stop: "StopRequest"
+    pulse: Pulse
 
     @property
     def main(self) -> bool:
@@ -50,11 +54,14 @@ class Runtime:
 
 
 class StopRequest:
-    """Asked for by SIGTERM, SIGINT or the stop file; agreed on by all ranks at a step's boundary."""
+    """Asked for by SIGTERM, SIGINT, SIGHUP or the stop file; agreed on by all ranks at a step's boundary.
+
+    A second signal changes nothing here: batch systems send one to every process, and torchrun passes its own on.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files, self.signalled = list(files), False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -90,6 +97,7 @@ def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> Non
     arguments, overrides = parser.parse_known_args()
     rank = int(os.environ.get("RANK", "0"))
     die_with_parent(arguments.launcher)
+    print_stacks_on_signal()
     stop = StopRequest(arguments.stop_file)
     terminal = os.dup(2)
     directory: Path | None = arguments.dir
@@ -105,10 +113,14 @@ def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> Non
         if arguments.launcher is None and rank == 0:
             before = Descriptions(directory)
         _prepare_directory(directory, config, rank)
+        pulse = Pulse(directory / "logs", rank, config.train.timeout_seconds, config.train.slow_timeout_seconds)
+        if arguments.launcher is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            _start_watch(directory, config, terminal)
         stop.files.append(directory / STOP_FILE)
         if rank == 0:
             write_status(directory, "running")
-        answer = entry(Runtime(config, mesh, device, directory, init_from, stop))
+        answer = entry(Runtime(config, mesh, device, directory, init_from, stop, pulse))
+        pulse.beat("end")
         if rank == 0:
             write_status(directory, "finished")
     except Stopped as stopped:
@@ -140,7 +152,8 @@ def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Conf
         torch.cuda.set_device(device)
     config = compose.load(resolved) if resolved else None
     if world_size > 1:
-        timeout = datetime.timedelta(seconds=config.train.timeout_seconds if config else 300)
+        # the watch is there before it and names the culprit; this is for a job whose watch was killed
+        timeout = datetime.timedelta(seconds=config.train.slow_timeout_seconds + 60 if config else 1860)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     if config is None:
         config = compose.from_yaml(_on_rank_0(lambda: compose.to_yaml(compose.compose(overrides))))
@@ -149,6 +162,19 @@ def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Conf
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return config, ParallelDims.resolve(config.parallel, world_size).build(device.type), device
+
+
+def _start_watch(directory: Path, config: Config, terminal: int) -> None:
+    """There is no launcher: a process of its own looks after the ranks of this machine, and ends with them."""
+    times = (config.train.timeout_seconds, config.train.slow_timeout_seconds)
+    what = [str(directory), os.environ.get("WORLD_SIZE", "1"), *map(str, times)]
+    subprocess.Popen(
+        [sys.executable, "-m", "farside.train.watch", *what],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        start_new_session=True,
+    )
 
 
 def _on_rank_0(function: Callable[[], Any]) -> Any:
@@ -177,6 +203,7 @@ def _prepare_directory(directory: Path, config: Config, rank: int) -> None:
     log = (directory / "logs" / f"rank_{rank}.log").open("a", buffering=1)
     (directory / "logs" / f"error_rank_{rank}.json").unlink(missing_ok=True)
     os.dup2(log.fileno(), 2)
+    outlive_terminal()
     if rank > 0:
         os.dup2(log.fileno(), 1)
     else:
@@ -204,18 +231,6 @@ def describe_machine() -> dict[str, object]:
         "python": platform.python_version(),
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
     }
-
-
-def write_status(directory: Path, status: str, **more: object) -> None:
-    """status.json, replaced at once. A later call keeps what an earlier one said of the step."""
-    path = directory / "status.json"
-    kept = {}
-    if path.is_file():
-        old = json.loads(path.read_text())
-        kept = {key: old[key] for key in ("step", "steps") if key in old}
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"status": status, "cause": None, **kept, **more}))
-    os.replace(unfinished, path)
 
 
 def _report_failure(directory: Path | None, rank: int, error: Exception, code: int) -> str:

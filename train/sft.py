@@ -14,10 +14,10 @@ from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
 from farside.train.phase import (
     begin,
-    check_samples,
     identity,
     load_data,
     loader_maker,
+    make_mixtures,
     make_sources,
     validation_loss,
     write_summary,
@@ -35,9 +35,8 @@ def main(runtime: Runtime) -> None:
     progress = begin(runtime, engine, store)
     if progress.step == 0 and runtime.init_from is None:
         raise UserError("sft: no checkpoint to start from; name one with train.init_from=PATH")
-    sources = make_sources(config, data, runtime.dir / TRACES)
-    check_samples(stages, sources)
-    loop = TrainLoop(runtime, engine, stages, loader_maker(runtime, sources, "sft"), lm_loss, store, "sft")
+    mixtures = make_mixtures(config, stages, data, make_sources(config, data, runtime.dir / TRACES), "sft")
+    loop = TrainLoop(runtime, engine, stages, loader_maker(runtime, mixtures), lm_loss, store, "sft")
     loop.run(progress)
     write_summary(runtime, started, validation_loss=validation_loss(runtime, engine, data, stages[-1].seq_len))
 

@@ -53,6 +53,10 @@ def dispatch(command: str, words: list[str]) -> int:
         from farside.chat import chat
 
         return chat(words)
+    if command in ("export hf", "import hf"):
+        from farside import exchange
+
+        return exchange.run(command, words)
     if command == "doctor":
         from farside.doctor import examine
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
+from farside.train.console import outlive_terminal
+from farside.train.liveness import stop_signals
 from farside.train.metrics import (
     Descriptions,
     die_with_parent,
@@ -22,7 +24,9 @@ from farside.train.metrics import (
     start_mirror,
     stop_mirror,
     write_json,
+    write_status,
 )
+from farside.train.watch import REPORT, Watch
 
 STOP_FILE = "stop"
 PATIENT, IMPATIENT = 20.0, 2.0
@@ -39,7 +43,8 @@ class JobFailed(Exception):
 
 @dataclass
 class Launcher:
-    """Starts workers and passes stop requests on: the first Ctrl-C or SIGTERM saves, the second kills."""
+    """Starts workers and passes stop requests on: the first Ctrl-C, SIGTERM or SIGHUP saves, the second
+    kills."""
 
     directory: Path
     before: Descriptions
@@ -48,10 +53,13 @@ class Launcher:
     patience: float = PATIENT
 
     def on_signal(self, number: int, frame: object) -> None:
+        if self.signals and number == signal.SIGHUP:  # the shell sends one, and the kernel another when the shell ends
+            return
         self.signals.append(number)
         (self.directory / STOP_FILE).touch()
         if len(self.signals) == 1:
-            os.write(2, b"\nstopping: saving first (again to kill)\n")  # print may be what we interrupt
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                os.write(2, b"\nstopping: saving first (again to kill)\n")  # print may be what we interrupt
         elif self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
@@ -74,8 +82,8 @@ class Launcher:
     def _run_workers(self, module: str, config: Config, directory: Path, init_from: Path | None) -> str:
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        for stale in logs.glob("error_rank_*.json"):
-            stale.unlink()
+        for stale in (*logs.glob("error_rank_*.json"), *logs.glob("heartbeat_rank_*"), logs / REPORT):
+            stale.unlink(missing_ok=True)
         if directory != self.directory:
             (directory / STOP_FILE).unlink(missing_ok=True)
         write_json(directory / "status.json", {**read_status(directory), "status": "running", "cause": None})
@@ -105,7 +113,8 @@ class Launcher:
             self.process = subprocess.Popen(
                 command, stderr=log, env=environment, start_new_session=True, preexec_fn=die_with_parent
             )
-            code = self.process.wait()
+            times = (config.train.timeout_seconds, config.train.slow_timeout_seconds)
+            code, hang = self._watch(self.process, Watch(logs, config.parallel.ranks, *times))
             self.process = None
         warning = stop_mirror(mirror, directory, self.patience)
         if warning:
@@ -117,10 +126,25 @@ class Launcher:
             return outcome
         if len(self.signals) > 1:
             raise JobFailed(f"{directory}: killed on request; the last checkpoint is whole", 1)
-        failed = _failure(directory, command, code, (logs / "launcher.log").read_text(errors="replace")[offset:])
+        said = (logs / "launcher.log").read_text(errors="replace")[offset:]
+        failed = JobFailed(f"{directory}: {hang}", 1) if hang else _failure(directory, command, code, said)
+        with contextlib.suppress(OSError):  # a full disk: the cause is told all the same
+            write_status(directory, "failed", cause=str(failed))
         if failed.code == 2 and directory == self.directory:
             self.before.restore()
         raise failed
+
+    def _watch(self, process: subprocess.Popen[bytes], watch: Watch) -> tuple[int, str | None]:
+        """Until the workers end, or stand still; then none is left. Returns the exit code and the culprit, if any."""
+        while True:
+            try:
+                return process.wait(watch.interval), None
+            except subprocess.TimeoutExpired:
+                hang = watch.hang()
+            if hang is not None:
+                os.killpg(process.pid, signal.SIGKILL)  # the kernel ends the ranks with it
+                watch.kill()
+                return process.wait(), hang
 
 
 def _python(config: Config) -> list[str]:
@@ -134,6 +158,7 @@ def _python(config: Config) -> list[str]:
         "--standalone",
         f"--nproc-per-node={ranks}",
         "--max-restarts=0",
+        f"--shutdown-timeout={config.train.slow_timeout_seconds}",  # 30 s else, however long a step and its save take
     ]
 
 
@@ -179,7 +204,8 @@ def launching(directory: Path, command_line: str) -> Iterator[Launcher]:
         (directory / STOP_FILE).unlink(missing_ok=True)
         launcher = Launcher(directory, Descriptions(directory))
         (directory / "command.txt").write_text(command_line + "\n")
-        previous = {number: signal.signal(number, launcher.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        outlive_terminal()
+        previous = {number: signal.signal(number, launcher.on_signal) for number in stop_signals()}
         try:
             yield launcher
         except UserError:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from farside.configs.errors import UserError
+from farside.configs.schema import Packing
 from farside.configs.stages import Stage, check_stages
 from farside.data.prepare import Prepared
 from farside.parallel import comm
@@ -43,6 +44,7 @@ def sample_pairs(runtime: Runtime, data: Prepared, policy: Path) -> dict[str, li
         for split, count in (("train", settings.prompts), ("held_out", settings.held_out_prompts)):
             found: tuple[list[Pair], list[Pair]] = ([], [])
             for first in range(0, count, SAMPLING_BATCH):
+                runtime.pulse.beat("rollout")
                 if runtime.stop.agreed(runtime.mesh, runtime.device):
                     raise Stopped("asked to stop while sampling pairs; they are drawn again")
                 indices = range(first + rank, min(first + SAMPLING_BATCH, count), size)
@@ -98,6 +100,8 @@ def main(runtime: Runtime) -> None:
         2 * settings.pairs_per_batch,
         2 * settings.micro_pairs,
         {"pairs": 1.0},
+        Packing.concatenate,
+        {},
         False,
     )
     check_stages(config, [stage])

@@ -17,7 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "FARSIDE_TEST_JOB"
-TIMES = ("seconds", "seconds_rollout", "tokens_per_second", "mfu", "mfu_palm", "mfu_document", "peak_memory_bytes")
+TIMES = (
+    *("seconds", "seconds_rollout", "tokens_per_second", "mfu", "mfu_palm", "mfu_document", "peak_memory_bytes"),
+    *("slowest_rank", "slowest_score", "slowest_own_share"),
+)
 """Fields of metrics.jsonl that may differ between two equal runs."""
 
 
@@ -61,14 +64,14 @@ def farside(words: Iterable[str], cwd: Path, seconds: float = 90, **variables: s
 class Job:
     """A ``farside`` command in a session of its own, as a shell's foreground job is in a process group of its own."""
 
-    def __init__(self, words: Iterable[str], cwd: Path) -> None:
+    def __init__(self, words: Iterable[str], cwd: Path, module: str = "farside.cli", **variables: str) -> None:
         self.token = secrets.token_hex(8)
         self.out, self.err = cwd / f"job-{self.token}.out", cwd / f"job-{self.token}.err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "farside.cli", *words],
+                [sys.executable, "-m", *module.split(), *words],
                 cwd=cwd,
-                env=environment(**{TOKEN: self.token}),
+                env=environment(**{TOKEN: self.token}, **variables),
                 stdout=out,
                 stderr=err,
                 start_new_session=True,

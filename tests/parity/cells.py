@@ -23,6 +23,7 @@ from farside.configs.schema import (
     ParallelConfig,
     PipelineConfig,
     PipelineSchedule,
+    Recompute,
 )
 from farside.configs.stages import check_layout
 from farside.data.batch import Batch
@@ -53,7 +54,7 @@ DOCUMENTS = {
 @dataclass(frozen=True)
 class Cell:
     """degrees as in ParallelConfig; documents: a key of DOCUMENTS; weights "half": half of the rows, and so whole
-    ranks, count nothing."""
+    ranks, count nothing; chunk, recompute, offload: keys of ``TrainConfig`` that change memory alone."""
 
     dp_replicate: int = 1
     dp_shard: int = 1
@@ -69,6 +70,9 @@ class Cell:
     optimizer: str = "adamw"
     schedule: str = "1f1b"
     dtype: str = "float64"
+    chunk: int = 0
+    recompute: str = "none"
+    offload: bool = False
 
     @property
     def ranks(self) -> int:
@@ -81,6 +85,9 @@ class Cell:
         context = [self.kind, self.layout] if self.cp > 1 else []
         context += [self.schedule] if self.pp > 1 else []
         flags = [self.documents, self.weights, "tied" if self.tied else "untied", f"x{self.pieces}", self.optimizer]
+        flags += [f"mlp/{self.chunk}"] if self.chunk else []
+        flags += [f"recompute {self.recompute}"] if self.recompute != "none" else []
+        flags += ["offload"] if self.offload else []
         return " ".join([*used, *context, *flags, *([] if self.dtype == "float64" else [self.dtype])])
 
     def alone(self) -> "Cell":
@@ -97,6 +104,9 @@ class Cell:
             pieces=1,
             schedule="1f1b",
             dtype="float64",
+            chunk=0,
+            recompute="none",
+            offload=False,
         )
 
 
@@ -116,6 +126,8 @@ def config_of(cell: Cell) -> Config:
     config = small_config(model, Dtype[cell.dtype])
     # a large eps makes Adam's update depend on the gradient's scale, so that clipping shows
     config.optim = OptimConfig(kind=OptimKind[cell.optimizer], clip_norm=CLIP, eps=1e-3)
+    config.train.mlp_chunk, config.train.offload_activations = cell.chunk, cell.offload
+    config.train.activation_checkpointing = Recompute[cell.recompute]
     context = ContextConfig(ContextKind[cell.kind], ContextLayout[cell.layout])
     config.parallel = ParallelConfig(
         cell.dp_replicate,

@@ -73,6 +73,20 @@ SHORT = (
 )
 """For the normal tests: every axis and pair of axes, every kind, layout and schedule, on at most four ranks."""
 
+MEMORY = (
+    Cell(dp_shard=2, tp=2, chunk=7, recompute="full", offload=True, pieces=2),
+    Cell(cp=2, pp=2, schedule="interleaved", chunk=5, recompute="full", offload=True),
+    Cell(dp_shard=2, pp=2, schedule="zbv", chunk=7),
+    Cell(dp_shard=2, chunk=100, recompute="selective", optimizer="muon"),
+    Cell(tp=2, cp=2, chunk=5),
+    Cell(dp_replicate=2, cp=2, kind="ulysses", chunk=9, recompute="selective", pieces=3),
+    Cell(tp=2, pp=2, chunk=7, recompute="full", tied=False, documents="padded"),
+    Cell(tp=4, recompute="full", offload=True, chunk=11, weights="half"),
+    Cell(dp_shard=2, tp=2, cp=2, recompute="full", chunk=3, layout="balanced"),
+    Cell(tp=2, cp=2, pp=2, recompute="full", offload=True, chunk=13),
+)
+"""Ways to keep less memory, on every axis; the first two in the normal tests."""
+
 
 def low_precision() -> list[Cell]:
     """fp32 and bf16 on every axis alone and on the largest rings."""

@@ -6,7 +6,7 @@ from itertools import groupby
 import pytest
 
 from tests.parity.cells import Cell, errors, train, train_all
-from tests.parity.matrix import SHORT, cover, low_precision
+from tests.parity.matrix import MEMORY, SHORT, cover, low_precision
 from tests.ranks import RankPool
 
 FP64 = {"loss": 1e-12, "gradient": 1e-10, "weight": 1e-9}
@@ -18,7 +18,7 @@ BOUNDS = {
 MATRIX = cover()
 
 
-@pytest.mark.parametrize("cell", SHORT, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [*SHORT, *MEMORY[:2]], ids=lambda cell: cell.name)
 def test_layout_equals_one_process(ranks: RankPool, cell: Cell) -> None:
     errors(cell, ranks.run(train, cell.ranks, cell)).assert_within(**FP64)
 
@@ -47,6 +47,13 @@ def test_every_cell_equals_one_process(eight: RankPool, size: int, share: int) -
     cells = [cell for cell in MATRIX if cell.ranks == size][share::4]
     for cell, results in zip(cells, zip(*eight.run(train_all, size, cells, deadline=290.0))):
         errors(cell, list(results)).assert_within(**FP64)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_way_to_keep_less_equals_one_process(eight: RankPool) -> None:
+    for cell in MEMORY:
+        errors(cell, eight.run(train, cell.ranks, cell, deadline=120.0)).assert_within(**FP64)
 
 
 @pytest.mark.slow

@@ -75,7 +75,10 @@ class CheckpointStore:
         return checkpoint
 
     def start_from(self, path: Path) -> Checkpoint:
-        """A verified foreign checkpoint to take weights from; it becomes the parent."""
+        """A verified foreign checkpoint to take weights from; it becomes the parent. path: itself, or a run directory,
+        whose newest is meant."""
+        if not (path / MANIFEST).is_file():
+            path = newest(path) or path
         checkpoint = checkpoint_format.read(path)
         self._check(checkpoint)
         self.parent = checkpoint.hash

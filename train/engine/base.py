@@ -4,10 +4,11 @@ The loss contract: one scalar, Σ weight·loss over the tokens of the global bat
 gradients are sums over ranks of that scalar. How a library averages by itself is its adapter's business.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from farside.configs.rope import Rope
@@ -26,9 +27,19 @@ class Outputs:
 
 @dataclass(frozen=True)
 class StepStats:
-    """grad_norm: global 2-norm before clipping, a device scalar."""
+    """grad_norm: global 2-norm before clipping; skipped: whether nothing was changed. Device scalars, alike on every
+    rank."""
 
     grad_norm: Tensor
+    skipped: Tensor
+
+
+Judge = Callable[[Tensor], Tensor]
+"""The gradient's norm -> a flag on its device: whether this step's update is to be skipped."""
+
+
+def never(grad_norm: Tensor) -> Tensor:
+    return torch.zeros_like(grad_norm, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,8 @@ class Engine(Protocol):
         """Accumulates gradients; ``total_weight`` is Σ weight over all ranks. Ranks bring equally many batches."""
         ...
 
-    def step(self, lr: float) -> StepStats:
-        """Clips, updates, clears gradients."""
+    def step(self, lr: float, judge: Judge = never) -> StepStats:
+        """Clips, updates, clears gradients. judge: from the gradient's norm, whether to leave everything as it is."""
         ...
 
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:

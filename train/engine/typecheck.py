@@ -30,6 +30,7 @@ from farside.train.engine.parallelize import parts_of_model
 from farside.train.engine.stages import Item, ItemLoss
 from farside.train.loss import LossFn, lm_loss
 from farside.train.model.heads import TokenOutputs
+from farside.train.model.mlp import MLP
 from farside.train.model.transformer import Transformer
 
 DATA = {"dp": "V", "cp": "V", "tp": "R"}
@@ -121,6 +122,9 @@ class TypedStages:
         x, outputs = item.tokens, TokenOutputs()
         for number, part in enumerate(self.parts):
             stage = Transformer(self.config.model, self.head, tensors=self.tensors, part=part)
+            for module in stage.modules():
+                if isinstance(module, MLP):
+                    module.chunk = self.config.train.mlp_chunk
             layers = f"layer{'s' if len(part.layers) > 1 else ''} {part.layers.start}" + (
                 f" to {part.layers.stop - 1}" if len(part.layers) > 1 else ""
             )

@@ -25,8 +25,9 @@ from farside.train.checkpoint.format import read
 from farside.train.checkpoint.store import CheckpointStore, newest
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
+from farside.train.hooks import StepInfo
 from farside.train.inference.generate import generate
-from farside.train.loop import StepInfo
+from farside.train.liveness import Pulse
 from farside.train.metrics import MetricsWriter
 from farside.train.model.transformer import Transformer
 from farside.train.phase import identity, load_data, load_foreign
@@ -114,7 +115,7 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
         mine = trials[comm.rank(runtime.mesh.world) :: comm.size(runtime.mesh.world)]
         found = [
             item
-            for items in comm.gather_objects(answer_trials(model, writer, mine), runtime.mesh.world)
+            for items in comm.gather_objects(answer_trials(runtime.pulse, model, writer, mine), runtime.mesh.world)
             for item in items
         ]
         for row, exact, _ in found:
@@ -134,7 +135,7 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
 
 
 def answer_trials(
-    model: Transformer, writer: NeedleWriter, trials: list[Trial], tokens_at_once: int = 16384
+    pulse: Pulse, model: Transformer, writer: NeedleWriter, trials: list[Trial], tokens_at_once: int = 16384
 ) -> list[tuple[int, bool, dict[str, Any]]]:
     """(row, exact, example) per trial, decoded in batches of at most ``tokens_at_once`` prompt tokens."""
     results: list[tuple[int, bool, dict[str, Any]]] = []
@@ -142,6 +143,7 @@ def answer_trials(
         return results
     at_once = max(1, tokens_at_once // max(len(trial.prompt) for trial in trials))
     for first in range(0, len(trials), at_once):
+        pulse.beat("eval")
         batch = trials[first : first + at_once]
         budget = max(len(writer.question(trial.needle)[1]) for trial in batch) + 2
         answers = generate(model, [trial.prompt for trial in batch], budget, writer.tokenizer.end_of_text)
@@ -229,6 +231,10 @@ class GridHook:
             self.writer.write({"step": info.step, **{grid["language"]: grid for grid in grids}})
             counts = ", ".join(f"{grid['language']} {grid['green']}/{grid['cells']}" for grid in grids)
             say(f"needles at step {info.step}: {counts}", indent=2)
+
+    def rewind(self, step: int) -> None:
+        if self.writer:
+            self.writer.rewind(step)
 
 
 def main(runtime: Runtime) -> None:

@@ -20,21 +20,12 @@ from farside.configs.schema import ModelConfig
 from farside.parallel.plan import part as rows_of_part
 from farside.parallel.tensor import TensorParallel, WholeTensors
 from farside.train.model.heads import TokenOutputs, score_tokens
+from farside.train.model.mlp import MLP, Linear
 from farside.train.model.norm import RMSNorm
 from farside.train.model.rope import apply_rope, rope_tables
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BSHD, k_BSKD, v_BSKD) -> [B, S, H, D]"""
-
-
-class Linear(nn.Linear):
-    """Computes in the precision of its input; a weight kept in another one is rounded for the product.
-
-    So weights can stay float32 where the computation is in bfloat16, and their gradients add up in float32.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
 
 
 class Attention(nn.Module):
@@ -62,20 +53,6 @@ class Attention(nn.Module):
         return q_BSHD, k_BSKD, self.v_proj(x_BSE).view(per_head)
 
 
-class MLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
-
-    def __init__(self, config: ModelConfig, tensors: TensorParallel) -> None:
-        super().__init__()
-        width = config.intermediate_size // tensors.size
-        self.gate_proj = Linear(config.hidden_size, width, bias=False)
-        self.up_proj = Linear(config.hidden_size, width, bias=False)
-        self.down_proj = Linear(width, config.hidden_size, bias=False)
-
-    def forward(self, x_BSE: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BSE)) * self.up_proj(x_BSE))
-
-
 class Block(nn.Module):
     """Attention between two parts that see one token at a time.
 
@@ -92,6 +69,7 @@ class Block(nn.Module):
         self.mlp = MLP(config, tensors)
         self.tensors = tensors
         self.before_attention: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._before_attention
+        self.before_mlp: Callable[..., tuple[Tensor, Tensor]] = self._before_mlp
         self.after_attention: Callable[..., Tensor] = self._after_attention
         self.whole: Callable[..., Tensor] = self._whole
 
@@ -106,9 +84,12 @@ class Block(nn.Module):
         return self.self_attn.project(self.tensors.enter(self.input_layernorm(x_BTE)), tables)
 
     def _after_attention(self, x_BTE: Tensor, attended_BSHD: Tensor) -> Tensor:
-        x_BTE = x_BTE + self.tensors.leave(self.self_attn.o_proj(attended_BSHD.flatten(-2)))
-        x_BSE = self.tensors.enter(self.post_attention_layernorm(x_BTE))
+        x_BTE, x_BSE = self.before_mlp(x_BTE, attended_BSHD)
         return x_BTE + self.tensors.leave(self.mlp(x_BSE))
+
+    def _before_mlp(self, x_BTE: Tensor, attended_BSHD: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTE = x_BTE + self.tensors.leave(self.self_attn.o_proj(attended_BSHD.flatten(-2)))
+        return x_BTE, self.tensors.enter(self.post_attention_layernorm(x_BTE))
 
 
 @dataclass(frozen=True)

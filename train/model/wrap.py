@@ -2,7 +2,8 @@
 
 The order is torchtitan's: what is recomputed, then what is compiled, then FSDP. Full recomputation goes around the
 whole block, compiled parts inside; selective recomputation goes around each part and is compiled with it, so that
-attention, which lies between the parts, always keeps its output.
+attention, which lies between the parts, always keeps its output. An MLP that goes chunk by chunk computes its products
+again by itself and stays outside of both.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from farside.configs.errors import UserError
 from farside.configs.schema import Recompute, TrainConfig
+from farside.train.model.offload import offload_to_host
 
 PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
 """Kept by selective recomputation: a few per cent of the memory traffic, nearly all of the work."""
@@ -28,16 +30,20 @@ def wrap_blocks(blocks: Iterable[nn.Module], config: TrainConfig, device: torch.
         _check_compiler()
     recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # no dropout: no random state
     products = partial(create_selective_checkpoint_contexts, PRODUCTS)
+    offload = offload_to_host(device) if config.offload_activations else None
+    parts = ("before_attention", "before_mlp" if config.mlp_chunk else "after_attention")
     for block in blocks:
         wrapped: Any = block
-        if config.activation_checkpointing is Recompute.selective:
-            wrapped.before_attention = partial(recomputed, wrapped.before_attention, context_fn=products)
-            wrapped.after_attention = partial(recomputed, wrapped.after_attention, context_fn=products)
-        if config.compile:
-            wrapped.before_attention = torch.compile(wrapped.before_attention, fullgraph=True)
-            wrapped.after_attention = torch.compile(wrapped.after_attention, fullgraph=True)
+        wrapped.mlp.chunk = config.mlp_chunk
+        for part in parts:
+            if config.activation_checkpointing is Recompute.selective:
+                setattr(wrapped, part, partial(recomputed, getattr(wrapped, part), context_fn=products))
+            if config.compile:
+                setattr(wrapped, part, torch.compile(getattr(wrapped, part), fullgraph=True))
         if config.activation_checkpointing is Recompute.full:
             wrapped.whole = partial(recomputed, wrapped.whole)
+            if offload is not None:
+                wrapped.whole = offload.wrap(wrapped.whole)
 
 
 def _check_compiler() -> None:

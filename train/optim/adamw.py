@@ -26,9 +26,12 @@ class AdamW:
             fused=True,
         )
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, skip: Tensor) -> None:
+        """skip: a flag on the device; if it is set, parameters, moments and their age stay as they are."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # where torch's fused kernel looks for a flag to skip by
+        vars(self.optimizer).update(grad_scale=None, found_inf=skip.float())
         self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:

@@ -21,13 +21,21 @@ class Optimizer:
         ]
         self.muon = Muon({name: named[name] for name in inner}, config.weight_decay, table) if inner else None
         self.adamw = AdamW({name: p for name, p in named.items() if name not in set(inner)}, config, table)
-        self.updates = 0
+        self.steps = 0
+        self.skipped: Tensor | int = 0
+        """Of the steps; it stays on the device until somebody asks."""
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, skip: Tensor) -> None:
+        """skip: a flag on the device; if it is set, nothing changes, bit for bit."""
         if self.muon:
-            self.muon.step(lr)
-        self.adamw.step(lr)
-        self.updates += 1
+            self.muon.step(lr, skip)
+        self.adamw.step(lr, skip)
+        self.steps += 1
+        self.skipped = self.skipped + skip.long()
+
+    @property
+    def updates(self) -> int:
+        return self.steps - int(self.skipped)
 
     def state(self) -> dict[str, Tensor]:
         """Whole tensors by name. Collective."""
@@ -37,7 +45,7 @@ class Optimizer:
         self.adamw.load_state(tensors, updates)
         if self.muon:
             self.muon.load_state(tensors)
-        self.updates = updates
+        self.steps, self.skipped = updates, 0
 
 
 @torch.no_grad()

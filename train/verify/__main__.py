@@ -11,6 +11,7 @@ from farside.train.verify.show import show
 
 def main(runtime: Runtime) -> int:
     """0 if it does, else 1. Leaves verify.json beside the logs."""
+    runtime.pulse.beat("verify")
     verdict = verify(runtime.config, runtime.mesh, runtime.device)
     if runtime.main:
         show(verdict)

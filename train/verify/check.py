@@ -131,7 +131,10 @@ def switches(small: Config) -> dict[str, Callable[[Config], None]]:
         return lambda config: setattr(config.parallel, axis, 1)
 
     def no_recomputation(config: Config) -> None:
-        config.train.activation_checkpointing = Recompute.none
+        config.train.activation_checkpointing, config.train.offload_activations = Recompute.none, False
+
+    def whole_mlps(config: Config) -> None:
+        config.train.mlp_chunk = 0
 
     def no_compilation(config: Config) -> None:
         config.train.compile = False
@@ -142,6 +145,8 @@ def switches(small: Config) -> dict[str, Callable[[Config], None]]:
     found = {axis: degree_one(axis) for axis in AXES if getattr(small.parallel, axis) > 1}
     if small.train.activation_checkpointing is not Recompute.none:
         found["recomputation"] = no_recomputation
+    if small.train.mlp_chunk:
+        found["chunked MLPs"] = whole_mlps
     if small.train.compile:
         found["compilation"] = no_compilation
     return {**found, "accumulation": no_accumulation}

@@ -22,6 +22,8 @@ AT_ONCE = 64
 """Rows that the one process computes at once, at most: thousands of data-parallel ranks must fit into its memory."""
 CLIP = 0.05
 """Below the gradient norm of every step, so that clipping is active."""
+CHUNK = 7
+"""Tokens that a chunked MLP takes at once: several chunks, the last one shorter."""
 LOCAL, LOCAL_BALANCED = 24, 256
 """Tokens of a context-parallel rank. The balanced layout cuts nothing finer than 64."""
 
@@ -48,17 +50,19 @@ def shrunken(config: Config, stage: Stage) -> Config:
         clip_norm=CLIP,
         lr=1e-2,
     )
+    small.train.mlp_chunk = min(config.train.mlp_chunk, CHUNK)
     small.train.dtype = Dtype.float64
     return small
 
 
 def one_process(small: Config) -> Config:
-    """The same training in one piece: one rank, one micro-batch (unless it would be huge), nothing recomputed or
-    compiled, float64."""
+    """The same training in one piece: one rank, one micro-batch (unless it would be huge), nothing recomputed, compiled
+    or cut into chunks, float64."""
     alone = copy.deepcopy(small)
     alone.parallel = ParallelConfig()
     alone.data.micro_batch_size = min(AT_ONCE, alone.data.global_batch_size)
     alone.train.activation_checkpointing, alone.train.compile = Recompute.none, False
+    alone.train.mlp_chunk, alone.train.offload_activations = 0, False
     alone.train.dtype = Dtype.float64
     return alone
 
