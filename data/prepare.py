@@ -232,8 +232,10 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     path = folder / "data.json"
     try:
         summary = json.loads(path.read_text())
+        if summary.get("format") != FORMAT:
+            raise UserError(f"{path}: of another version of the format than {FORMAT}; {_REMEDY}")
         described = {key: summary[key] for key in ("format", "tokenizer", "languages", "source_hashes")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: no summary of prepared data ({type(error).__name__}: {error}); {_REMEDY}") from error
     if summary.get("fingerprint") != _fingerprint(described):
         raise UserError(f"{path}: its fingerprint is not that of the sources it tells of; {_REMEDY}")

@@ -16,9 +16,11 @@ class Bar:
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.say, self.clock = say, clock
         self.title, self.done, self.total, self.said = "", 0, 0, clock()
-        console = Console(stderr=True)
+        console = Console(highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self.rich = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        # stderr is left alone: redirected, a worker's last words would land in the middle of the bar
+        bar = Progress(*columns, console=console, transient=True, redirect_stderr=False)
+        self.rich = bar if console.is_terminal else None
         self.task: TaskID | None = None
 
     def __enter__(self) -> "Bar":

@@ -5,6 +5,7 @@ every split has its own files, held-out splits are read first and the training s
 """
 
 import hashlib
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ class Source:
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         self.config, self.key = config, f"data.sources.{name}"
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"{self.key}: names files, so give it letters, digits, _ and - only")
         if config.splits and set(config.splits) != set(SPLITS):
             raise UserError(f"{self.key}.splits: give {', '.join(SPLITS)}, each once, or none of them and path")
         wrong = set(config.shares) != set(SPLITS) or min(config.shares.values()) <= 0

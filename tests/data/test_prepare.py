@@ -17,6 +17,7 @@ from farside.configs.schema import DataConfig, SourceConfig, SourceKind, Tokeniz
 from farside.data.chat import SPECIAL_TOKENS
 from farside.data.indexed import IndexedTokens, IndexedWriter
 from farside.data.prepare import Prepared, prepare
+from farside.data.progress import Bar
 from farside.data.sources import SPLITS
 from farside.data.tokenizer import Tokenizer
 from tests.data.documents import read_source
@@ -257,3 +258,22 @@ def test_another_tokenizer_beside_the_files_is_named(config: DataConfig) -> None
     Tokenizer.train(["quite other words"], 300).save(folder / "tokenizer.json")
     with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer its token files were made with"):
         Prepared(folder)
+
+
+def test_progress_is_said_now_and_then_without_a_terminal() -> None:
+    said: list[str] = []
+    seconds = [0.0]
+    with Bar(said.append, lambda: seconds[0]) as bar:
+        bar.begin("reading en")
+        for _ in range(30):
+            seconds[0] += 1
+            bar.advance(1_000_000)
+        bar.begin("tokenizing", total=60_000_000, done=10_000_000)
+        for _ in range(45):
+            seconds[0] += 1
+            bar.advance(1_000_000)
+    assert said == [
+        "reading en: 20.0 MB",
+        "tokenizing: 30.0 of 60.0 MB",
+        "tokenizing: 50.0 of 60.0 MB",
+    ]

@@ -121,6 +121,12 @@ def test_no_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a.train", "a b"])
+def test_a_name_must_do_for_a_file(name: str) -> None:
+    with pytest.raises(UserError, match="letters, digits, _ and - only"):
+        Source(name, SourceConfig(kind=SourceKind.python_stdlib))
+
+
 @given(st.text(alphabet="ab\n\f\r 文", max_size=60))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_streamed_text_is_split_as_whole_text(tmp_path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from farside.configs.errors import UserError
 from farside.configs.schema import DataConfig, SourceConfig, SourceKind, TokenizerConfig
 from farside.data.prepare import Prepared, prepare
+from tests.cli.terminal import Terminal
 from tests.faults.driver import environment
 from tests.mounts import small_disk
 
@@ -308,3 +309,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     grown = [after - before for before, after in zip(*found)]
     assert grown[0] > 80_000_000
     assert grown[1] < 0.15 * grown[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "a.jsonl", 20_000)
+    source = f"{{kind: jsonl, path: '{path}'}}"
+    words = ["data", "prepare", "experiment=tiny", f"data.dir={tmp_path / 'prepared'}", f"+data.sources.some={source}"]
+    with Terminal([*words, "data.shard_bytes=1000000"], tmp_path) as terminal:
+        assert terminal.wait() == 0, terminal.text
+    assert re.search(r"tokenizing .*━.* MB", terminal.text), terminal.text
+    assert str(tmp_path / "prepared") in terminal.lines[-1]
