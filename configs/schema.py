@@ -348,12 +348,27 @@ class TrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
 
+class Best(Enum):
+    lowest = "lowest"
+    highest = "highest"
+
+
 @dataclass
 class CheckpointConfig:
     every: int = 50
     """Steps between checkpoints; the last step always saves."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0: none."""
+    keep_best: str | None = None
+    """Field of metrics.jsonl, such as loss; the checkpoint with the best value stays too."""
+    best: Best = Best.lowest
+    """Which value of keep_best is the best."""
+    asynchronous: bool = True
+    """Write a private copy (in memory beside the weights) while training goes on; false: training waits."""
+    force: list[str] = field(default_factory=list)
+    """Keys that may differ from those of the checkpoint to resume from, such as [data.global_batch_size]."""
 
 
 @dataclass
@@ -456,18 +471,102 @@ class ReplayConfig:
     """Loss weight of all replayed tokens together, that of the step's completions being 1."""
 
 
+class Algorithm(Enum):
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+    rloo = "rloo"
+    reinforce_pp = "reinforce_pp"
+    reinforce_pp_baseline = "reinforce_pp_baseline"
+    dapo = "dapo"
+    gspo = "gspo"
+    k15 = "k15"
+    k2 = "k2"
+
+
+class MirrorBaseline(Enum):
+    mean = "mean"
+    log_partition = "log_partition"
+
+
+class KlEstimator(Enum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KlPlace(Enum):
+    loss = "loss"
+    reward = "reward"
+
+
+class Correction(Enum):
+    none = "none"
+    tis = "tis"
+    icepop = "icepop"
+
+
+@dataclass
+class KlConfig:
+    """Distance from the policy that RL started from."""
+
+    weight: float = 0.0
+    """0: none; no reference model is kept then."""
+    estimator: KlEstimator = KlEstimator.k3
+    """k1: unbiased. k2: its gradient is the divergence's. k3: unbiased, never negative."""
+    place: KlPlace = KlPlace.loss
+    """loss: added to every token's loss. reward: taken from the reward, token by token where the algorithm can."""
+
+
+@dataclass
+class CorrectionConfig:
+    """For a sampler whose log-probabilities differ from the trainer's."""
+
+    kind: Correction = Correction.none
+    """none: the sampler's are taken for the trainer's. tis: a token's loss times the ratio of both, at most ``high``.
+    icepop: the same within [low, high], else 0. Both compute the trainer's before the first update."""
+    low: float = 0.5
+    """icepop only."""
+    high: float = 2.0
+
+
 @dataclass
 class RlConfig:
-    """GRPO: groups of samples, advantages normalised within the group, clipped ratios."""
+    """Reinforcement learning: groups of samples, a reward for each, one of the algorithms."""
 
+    algorithm: Algorithm = Algorithm.grpo
+    """docs/rl.md tells them apart."""
     steps: int = 100
+    """Iterations: sample, score, update."""
     prompts_per_step: int = 32
     samples_per_prompt: int = 8
+    updates_per_step: int = 1
+    """Optimizer updates on an iteration's samples, each on all of them."""
     max_new_tokens: int = 48
+    """An answer that is longer is cut off there."""
     temperature: float = 1.0
+    temperature_end: float | None = None
+    """The temperature moves to this one in equal steps (Kimi K2: high first, to explore). None: it stays."""
     lr: float = 3e-4
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float | None = None
+    """Ratios are clipped to 1 - clip_low .. 1 + clip_high. None: the algorithm's own, 0.2 or what docs/rl.md says."""
+    clip_high: float | None = None
+    clip_dual: float | None = None
+    """Bound on the loss of a token of negative advantage, in multiples of the advantage. None: unbounded."""
+    tau: float = 0.1
+    """k15, k2: weight of the divergence from the iteration's first policy; more keeps the policy closer to it."""
+    mirror_baseline: MirrorBaseline = MirrorBaseline.mean
+    """k15, k2: what is taken from the reward: the group's mean, or log_partition: tau log mean exp(reward / tau)."""
+    kl: KlConfig = field(default_factory=KlConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    truncation_penalty: float = 0.0
+    """Taken from the reward of an answer that was cut off at max_new_tokens (Kimi K2's token budget)."""
+    overlong_cache: int = 0
+    """DAPO's overlong shaping: the reward falls over the last this many of max_new_tokens tokens. 0: no shaping."""
+    overlong_weight: float = 1.0
+    """What is taken from the reward of an answer of full length, or of one cut off."""
+    sampling_rounds: int = 1
+    """DAPO's dynamic sampling: groups of answers all right or all wrong teach nothing and are replaced by further
+    problems, in at most this many rounds of prompts_per_step. 1: every group is kept."""
     micro_batch_size: int = 256
     """Sequences a rank computes at once, at most."""
     reward_model: str | None = None

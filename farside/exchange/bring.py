@@ -12,9 +12,9 @@ from torch import Tensor
 from farside.chat import TOKENIZER
 from farside.configs import compose
 from farside.configs.errors import UserError
+from farside.configs.layout import check_model
 from farside.configs.rope import Rope
 from farside.configs.schema import Config, ImportConfig, ModelConfig, RunConfig
-from farside.configs.stages import check_model
 from farside.data.chat import SPECIAL_TOKENS
 from farside.data.tokenizer import Tokenizer
 from farside.exchange.folder import write_folder

@@ -1,6 +1,7 @@
 """The native engine: our model under tensor, context, pipeline and data parallelism, AdamW or Muon."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from farside.configs.rope import Rope
 from farside.configs.schema import Config
 from farside.data.batch import Batch
 from farside.parallel import comm
+from farside.parallel.box import Stored
 from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
@@ -36,7 +38,7 @@ class NativeEngine:
         self.stages, self.weights = parallelize(config, mesh, device, head, entropy)
         self.table = self.weights.table
         initialise(self.weights.everywhere(), config.model, config.train.seed, self.table)
-        self.optimizer = Optimizer(self.weights.owned, config.optim, self.table)
+        self.reset_optimizer()
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         docs, items = self._items(microbatches)
@@ -106,6 +108,10 @@ class NativeEngine:
         self.weights.finish_step()
         return StepStats(grad_norm, skip)
 
+    def reset_optimizer(self) -> None:
+        """Forgets all moments."""
+        self.optimizer = Optimizer(self.weights.owned, self.config.optim, self.table)
+
     @torch.no_grad()
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
         docs, items = self._items(microbatches)
@@ -128,18 +134,22 @@ class NativeEngine:
         yield from self.weights.whole(self.weights.gradients())
 
     def state_dict(self) -> EngineState:
-        optimizer = self.weights.from_all_stages(self.optimizer.state())
-        return EngineState(dict(self.named_weights()), optimizer, self.optimizer.updates)
+        moments = {
+            f"{moment}.{name}": piece
+            for moment, tensors in self.optimizer.state().items()
+            for name, piece in self.table.pieces(tensors).items()
+        }
+        return EngineState(self.table.pieces(self.weights.owned), moments, self.optimizer.updates)
 
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Whole tensors by canonical name; every parameter must be there."""
+    def load_weights(self, stored: Stored) -> None:
+        """Whole tensors by canonical name; a parameter that is not among them keeps its values."""
         for name, parameter in self.weights.everywhere():
-            self.table.copy_full_(name, parameter, weights[name])
+            if name in stored.shapes:
+                self.table.load_(name, parameter, partial(stored.read, name))
 
-    def load_state_dict(self, state: EngineState) -> None:
-        self.load_weights(state.model)
-        self.optimizer.load_state(state.optimizer, state.updates)
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        self.load_weights(model)
+        self.optimizer.load_state(optimizer, updates)
 
     def replica(self) -> Transformer:
         """An unsharded copy for decoding, on every rank, its weights rounded as training uses them. Collective."""
