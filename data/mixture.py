@@ -58,6 +58,7 @@ class Mixture:
         self.seed = seed
         self.first = [(first or {}).get(name, 0) for name in self.names]
         self.most = [(most or {}).get(name, math.inf) for name in self.names]
+        self._block: tuple[int, list[int], list[int], int] = (-1, [], [], 0)  # the block last asked for
         self.stretches = [Stretch(0, [0] * len(self.names), list(range(len(self.names))))]
         while (ending := self._end(self.stretches[-1])) is not None:
             self.stretches.append(ending)
@@ -134,8 +135,10 @@ class Mixture:
                 f"sample {index:,} asked for, but max_epochs of all sources end at {self.size:,.0f}; raise one"
             )
         block, within = divmod(index, BLOCK)
-        before, after = self.before(block), self.before(block + 1)
-        place = permuted(within, sum(after) - sum(before), fold(self.seed, "mixture", block))
+        if block != self._block[0]:
+            self._block = block, self.before(block), self.before(block + 1), fold(self.seed, "mixture", block)
+        _, before, after, seed = self._block
+        place = permuted(within, sum(after) - sum(before), seed)
         for number, (start, end) in enumerate(zip(before, after)):
             if place < end - start:
                 return number, self.first[number] + start + place

@@ -14,7 +14,7 @@ from farside.configs.schema import Packing
 from farside.data.batch import Sample, document_sample
 from farside.data.binpack import best_fit, length_bucketed
 from farside.data.lengths import weigh
-from farside.data.order import epoch_item, fold, rng
+from farside.data.order import fold, rng, shuffled_item
 from farside.data.plan import Plan, PlanStore
 
 
@@ -35,9 +35,11 @@ class PackedSource:
         seed: int,
         store: PlanStore,
     ) -> None:
-        self.name, self.tokens, self.offsets, self.padding = name, tokens, offsets, padding
+        # plain views: slicing np.memmap itself is slow
+        self.name, self.tokens, self.offsets, self.padding = name, np.asarray(tokens), np.asarray(offsets), padding
         self.packing, self.lengths, self.seed, self.store = packing, dict(lengths), seed, store
         self._plans: dict[int, Plan] = {}
+        self._seeds: dict[int, int] = {}
 
     def plan(self, seq_len: int) -> Plan:
         """The plan of rows of ``seq_len``. Raises UserError for a source without a token to predict."""
@@ -96,8 +98,9 @@ class PackedSource:
         return plan.facts["predicted"] / plan.rows
 
     def sample(self, index: int, seq_len: int) -> Sample:
-        rows = self.plan(seq_len).rows
-        return self.row(epoch_item(index, rows, fold(self.seed, self.name, seq_len, self.packing.value)), seq_len)
+        if seq_len not in self._seeds:
+            self._seeds[seq_len] = fold(self.seed, self.name, seq_len, self.packing.value)
+        return self.row(shuffled_item(index, self.plan(seq_len).rows, self._seeds[seq_len]), seq_len)
 
     def row(self, number: int, seq_len: int) -> Sample:
         """Row ``number`` of the plan."""

@@ -129,7 +129,8 @@ def read_plan(path: Path, name: str) -> Plan | None:
                 return None
     except FileNotFoundError:
         return None
-    flat = lambda dtype, offset, count: np.memmap(path, dtype, "r", HEADER + offset, (count,))  # noqa: E731
+    # as plain arrays over the mapping: slicing np.memmap itself is slow
+    flat = lambda dtype, at, count: np.asarray(np.memmap(path, dtype, "r", HEADER + at, (count,)))  # noqa: E731
     if not pieces:
         return Plan(np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), header["facts"])
     return Plan(

@@ -1,5 +1,6 @@
 """Order without state: bijections, epochs, mixtures, and one stream for every mesh."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from farside.data.batch import Batch, Sample
 from farside.data.loader import Loader
 from farside.data.mixture import BLOCK, Mixture
-from farside.data.order import epoch_item, fold, permuted, rng
+from farside.data.order import epoch_item, fold, permuted, rng, shuffled_item
 
 
 @given(st.integers(1, 700), st.integers(0, 2**64 - 1))
@@ -32,6 +33,32 @@ def test_epoch_item_visits_each_item_once_an_epoch(size: int, seed: int) -> None
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
     if size > 20:
         assert epochs[0] != epochs[1]
+
+
+@given(st.integers(1, 700), st.integers(0, 2**64 - 1))
+def test_shuffled_item_visits_each_item_once_an_epoch(size: int, seed: int) -> None:
+    epochs = [[shuffled_item(epoch * size + index, size, seed) for index in range(size)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    if size > 20:
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_shuffled_items_look_random() -> None:
+    """Correlation with the index and between neighbours, epochs and seeds; and an even spread of differences."""
+    size = 5000
+    orders = [
+        np.array([shuffled_item(epoch * size + i, size, seed) for i in range(size)])
+        for seed in (1, 2)
+        for epoch in (0, 1)
+    ]
+    for order in orders:
+        assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.06
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.06
+        steps = np.bincount((np.diff(order) % size) * 20 // size, minlength=20) / size
+        assert abs(steps - 0.05).max() < 0.015
+    for one, other in itertools.combinations(orders, 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.06
+        assert (one == other).sum() < 12
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:

@@ -43,7 +43,8 @@ def test_a_plan_is_made_once_and_mapped(tmp_path: Path) -> None:
     store = PlanStore(tmp_path / "plans", "data")
     plan = store.open(DESCRIBED, small)
     assert equal(plan, small())
-    assert isinstance(plan.starts, np.memmap)
+    assert isinstance(plan.starts.base, np.memmap)
+    assert not plan.starts.flags.writeable
     assert equal(store.open(DESCRIBED, never), plan)
     assert [path.suffix for path in sorted((tmp_path / "plans").iterdir())] == [".lock", ".plan"]
     file = next((tmp_path / "plans").glob("*.plan"))
