@@ -82,7 +82,7 @@ def alone(folder: Path) -> Iteration:
 
 
 @pytest.mark.parametrize(
-    "name", [*list(LAYOUTS)[:3], *(pytest.param(n, marks=pytest.mark.slow) for n in [*LAYOUTS][3:])]
+    "name", [name if name == "pp2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_an_iteration_equals_that_of_one_process(ranks: RankPool, folder: Path, alone: Iteration, name: str) -> None:
     wanted = {(item.policy_step, item.prompt.index): [] for item in alone.completions}  # type: ignore[var-annotated]
