@@ -348,12 +348,27 @@ class TrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
 
+class Best(Enum):
+    lowest = "lowest"
+    highest = "highest"
+
+
 @dataclass
 class CheckpointConfig:
     every: int = 50
     """Steps between checkpoints; the last step always saves."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0: none."""
+    keep_best: str | None = None
+    """Field of metrics.jsonl, such as loss; the checkpoint with the best value stays too."""
+    best: Best = Best.lowest
+    """Which value of keep_best is the best."""
+    asynchronous: bool = True
+    """Write a private copy (in memory beside the weights) while training goes on; false: training waits."""
+    force: list[str] = field(default_factory=list)
+    """Keys that may differ from those of the checkpoint to resume from, such as [data.global_batch_size]."""
 
 
 @dataclass

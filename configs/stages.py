@@ -171,6 +171,8 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     for key in ("every", "keep"):
         if getattr(config.checkpoint, key) < 1:
             raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
+    if config.checkpoint.keep_every < 0:
+        raise UserError(f"checkpoint.keep_every = {config.checkpoint.keep_every}; give at least 0")
     for stage in stages:
         where = f"stage {stage.name!r}"
         if stage.steps < 1:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from farside.configs.errors import UserError
 from farside.data.batch import Sample
 from farside.data.order import fold, permuted
 
@@ -128,7 +129,10 @@ class Mixture:
         return self.names[number], own
 
     def _locate(self, index: int) -> tuple[int, int]:
-        assert index < self.size
+        if index >= self.size:
+            raise UserError(
+                f"sample {index:,} asked for, but max_epochs of all sources end at {self.size:,.0f}; raise one"
+            )
         block, within = divmod(index, BLOCK)
         before, after = self.before(block), self.before(block + 1)
         place = permuted(within, sum(after) - sum(before), fold(self.seed, "mixture", block))

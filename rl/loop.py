@@ -7,6 +7,7 @@ number of problems used are the whole state: a resumed run repeats an uninterrup
 import time
 from typing import Any
 
+from farside.parallel import comm
 from farside.rl.collect import Collected, Collector
 from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out
@@ -57,10 +58,16 @@ class RlLoop:
                     f"rl: held-out accuracy {progress['held_out_accuracy_before']:.1%} before the first step"
                 )
             while progress["step"] < self.config.steps:
-                if runtime.stop.agreed(runtime.mesh, runtime.device):
+                signs = [float(runtime.stop.requested), float(self.store.failed)]
+                stop, failed = comm.sum_floats(signs, runtime.mesh.world, runtime.device)
+                if failed:
+                    self.store.finish()
+                if stop:
                     self._stop(progress)
                 self._step(progress)
+            self.store.finish()
         finally:
+            self.store.let_end()
             self.printer.close()
             for writer in (self.metrics, self.samples, self.answers):
                 if writer:
@@ -130,5 +137,6 @@ class RlLoop:
 
     def _stop(self, progress: dict[str, Any]) -> None:
         self._save(progress)
+        self.store.finish()
         self.printer.say(f"stopped at step {progress['step']}, checkpoint saved; the same command goes on from there")
         raise Stopped(f"asked to stop at step {progress['step']}")

@@ -22,7 +22,8 @@ from farside.rl.reward.train_reward import NORMALISATION
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
-from farside.train.checkpoint.store import CheckpointStore
+from farside.train.checkpoint.contract import contract
+from farside.train.checkpoint.store import OWN_KEYS, CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.phase import identity, load_data, load_foreign, write_summary
 from farside.train.runtime import Runtime, worker_main
@@ -30,12 +31,13 @@ from farside.train.runtime import Runtime, worker_main
 
 def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> dict[str, Any]:
     """Resumes, or starts from the policy's checkpoint."""
+    store.preflight(engine)
     resumed = store.resume(engine)
     if resumed is not None:
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
-            print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
-        state = {key: value for key, value in resumed.state.items() if key not in ("identity", "parent", "updates")}
+            print(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", flush=True)
+        state = {key: value for key, value in resumed.state.items() if key not in OWN_KEYS}
         return {"problems": resumed.step * runtime.config.rl.prompts_per_step, **state}  # older ones do not count them
     if runtime.init_from is None:
         raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
@@ -120,7 +122,10 @@ def main(runtime: Runtime) -> None:
     check(config)
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device, entropy=True)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    agreed = {f"rl.{key}": getattr(config.rl, key) for key in ("prompts_per_step", "samples_per_prompt")}
+    agreed |= {f"rl.replay.{key}": getattr(config.rl.replay, key) for key in ("samples", "seq_len", "mixture")}
+    agreed = contract(config, data.summary["fingerprint"], "rl", [], **agreed)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin_rl(runtime, engine, store)
     rollout = NativeRollout(engine.replica(), data.tokenizer)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:

@@ -6,6 +6,7 @@ from typing import Any
 
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
+from farside.data.digest import batch_digest
 from farside.parallel import comm
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
@@ -64,6 +65,7 @@ class TrainLoop:
                 if progress.step <= stage.last_step:
                     self._run_stage(stage, progress)
         finally:
+            self.store.let_end()
             self.stragglers.close()
             self.profiler.close()
             self.printer.close()
@@ -88,6 +90,7 @@ class TrainLoop:
             due = progress.step % self.config.checkpoint.every == 0 and not self.guard.streak
             if due or progress.step == stage.last_step:
                 self._save(stage, progress)
+        self.store.finish()
         progress.left_out = 0
         self.after_stage(stage)
 
@@ -99,15 +102,19 @@ class TrainLoop:
         microbatches = loader.step(local_step + progress.left_out)
         # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
         mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
-        total_weight, pairs, stop = comm.sum_floats(
+        total_weight, pairs, digest, stop, failed = comm.sum_floats(
             [
                 sum(batch.weight for batch in mine),
                 sum(batch.visible_pairs for batch in mine),
+                batch_digest(mine, mesh.dp_rank * (stage.global_batch_size // mesh.dp_size)),
                 float(self.runtime.stop.requested),
+                float(self.store.failed),
             ],
             mesh.world,
             self.runtime.device,
         )
+        if failed:
+            self.store.finish()
         if stop:
             self._stop(stage, progress)
         lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
@@ -124,6 +131,7 @@ class TrainLoop:
         return {
             "step": progress.step,
             "tokens": progress.tokens,
+            "batch_digest": int(digest),
             **self.guard.settle(learnt, local_step + progress.left_out),
             "lr": lr,
             **describe_speed(stage, self.config.model, pairs, possible, time.perf_counter() - started),
@@ -144,6 +152,7 @@ class TrainLoop:
         bad = f"{self.guard.streak} bad steps in a row before step {progress.step + 1} of {stage.name}"
         if progress.rewinds == self.config.train.guard.rewinds:
             raise Diverged(f"{bad}, after {progress.rewinds} returns to a checkpoint (train.guard.rewinds)")
+        self.store.finish()
         saved = self.store.resume(self.engine)
         if saved is None:
             raise Diverged(f"{bad}, and no checkpoint to go back to")
@@ -169,6 +178,7 @@ class TrainLoop:
                     hook(StepInfo(progress.step, stage))
         except Stopped:
             self._save(stage, progress)
+            self.store.finish()
             raise
 
     def _save(self, stage: Stage, progress: Progress) -> None:
@@ -180,5 +190,6 @@ class TrainLoop:
 
     def _stop(self, stage: Stage, progress: Progress) -> None:
         self._save(stage, progress)
+        self.store.finish()
         self.printer.say(f"stopped at step {progress.step}, checkpoint saved; the same command goes on from there")
         raise Stopped(f"asked to stop at step {progress.step}")

@@ -26,7 +26,8 @@ from farside.data.synthetic.needle import NeedleSource
 from farside.data.tokenizer import Tokenizer
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
 from farside.train.loss import lm_loss
@@ -119,11 +120,12 @@ def loader_maker(runtime: Runtime, mixtures: Sequence[StageMixture]) -> Callable
 
 def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Progress:
     """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
+    store.preflight(engine)
     resumed = store.resume(engine)
     if resumed is not None:
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
-            say(f"resumed at step {resumed.step} from {resumed.path}", indent=2)
+            say(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", indent=2)
         return Progress.of(resumed.state)
     if runtime.init_from is None:
         return Progress()
@@ -134,10 +136,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
 
 def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
     """Weights of another phase; a head that it lacks (score) keeps its initial values."""
-    weights = checkpoint.tensors("model")
-    for name, value in engine.named_weights():
-        weights.setdefault(name, value)
-    engine.load_weights(weights)
+    engine.load_weights(checkpoint.reader("model"))
     engine.set_rope(Rope.from_record(checkpoint.state["rope"]))
 
 
@@ -165,11 +164,11 @@ def write_summary(runtime: Runtime, started: float, **facts: Any) -> None:
     """summary.json: a phase's headline facts and the checkpoint it leaves behind. Rank 0 only."""
     if not runtime.main:
         return
-    from farside.train.checkpoint.format import read
+    from farside.train.checkpoint.format import load
 
     path = newest(runtime.dir)
     assert path is not None
-    checkpoint = read(path)
+    checkpoint = load(path)
     described = {
         "path": str(path),
         "step": checkpoint.step,

@@ -7,7 +7,9 @@ import shutil
 import time
 
 from farside.configs.stages import Stage, pretrain_stages
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.contract import contract
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.eval.niah import GridHook, check_grid, evaluate_grid
 from farside.train.loop import TrainLoop
@@ -36,7 +38,8 @@ def main(runtime: Runtime) -> None:
     if config.eval.every or any(stage.eval for stage in stages):
         check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    agreed = contract(config, data.summary["fingerprint"], "stages" if config.stages else "data", stages)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin(runtime, engine, store)
 
     def after_stage(stage: Stage) -> None:

@@ -8,6 +8,7 @@ import time
 from farside.configs.errors import UserError
 from farside.configs.stages import sft_stages
 from farside.data.chat import TRACES
+from farside.train.checkpoint.contract import contract
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import TrainLoop
@@ -31,7 +32,8 @@ def main(runtime: Runtime) -> None:
     stages = sft_stages(config)
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    agreed = contract(config, data.summary["fingerprint"], "sft", stages)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin(runtime, engine, store)
     if progress.step == 0 and runtime.init_from is None:
         raise UserError("sft: no checkpoint to start from; name one with train.init_from=PATH")

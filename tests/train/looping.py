@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, OptimKind, ParallelConfig
+from farside.configs.schema import Config, OptimKind, Packing, ParallelConfig
 from farside.configs.stages import Stage
 from farside.data.batch import Batch
 from farside.parallel.mesh import ParallelDims
@@ -89,10 +89,24 @@ def train(
     runtime = Runtime(config, mesh, device, run_dir, None, stop, pulse)
     steps = config.train.steps
     plan = [
-        Stage(index, f"s{index}", index * steps, steps, SEQ_LEN, Rope(10000.0), 1e-2, ROWS, ROWS, {"x": 1.0}, False)
+        Stage(
+            index=index,
+            name=f"s{index}",
+            first_step=index * steps,
+            steps=steps,
+            seq_len=SEQ_LEN,
+            rope=Rope(10000.0),
+            lr=1e-2,
+            global_batch_size=ROWS,
+            micro_batch_size=ROWS,
+            mixture={"x": 1.0},
+            packing=Packing.concatenate,
+            lengths={},
+            eval=False,
+        )
         for index in range(stages)
     ]
-    store = CheckpointStore(run_dir, config.checkpoint.keep, mesh.world, {})
+    store = CheckpointStore(run_dir, config.checkpoint, mesh.world, {})
     resumed = store.resume(engine)
     progress = Progress.of(resumed.state) if resumed else Progress()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from farside.configs.schema import OptimConfig, OptimKind
 from farside.train.optim.build import Optimizer, clip_gradients
 from farside.train.optim.muon import orthogonalise
-from tests.train.models import random_model, table_of
+from tests.train.models import InMemory, random_model, table_of
 
 GO = torch.tensor(False)
 """Do not skip."""
@@ -145,7 +145,12 @@ def test_optimizer_state_survives_a_round_trip(kind: OptimKind) -> None:
         set_gradients(model, step)
         optimizer.step(0.01, GO)
     other.load_state_dict(model.state_dict())
-    copy.load_state({name: value.clone() for name, value in optimizer.state().items()}, optimizer.updates)
+    moments = {
+        f"{moment}.{name}": value.clone()
+        for moment, named in optimizer.state().items()
+        for name, value in named.items()
+    }
+    copy.load_state(InMemory(moments), optimizer.updates)
     for target in (model, other):
         set_gradients(target, 9)
     optimizer.step(0.01, GO)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from farside.configs.rope import Rope
 from farside.data.batch import Batch
+from farside.parallel.box import Piece, Stored
 from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
 
@@ -44,10 +45,14 @@ def never(grad_norm: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EngineState:
-    """Whole tensors by canonical name, and the number of optimizer updates behind the moments."""
+    """What one rank is to save, views of live tensors: over all ranks every element is there once.
 
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: weights by canonical name. optimizer: moments as "<moment>.<name>". updates: the number of optimizer steps
+    behind the moments.
+    """
+
+    model: dict[str, Piece]
+    optimizer: dict[str, Piece]
     updates: int
 
 
@@ -67,10 +72,12 @@ class Engine(Protocol):
     def set_rope(self, rope: Rope) -> None: ...
 
     def state_dict(self) -> EngineState:
-        """Collective."""
+        """No communication."""
         ...
 
-    def load_state_dict(self, state: EngineState) -> None: ...
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        """Reads what this rank needs of whole tensors; no communication."""
+        ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole weights by canonical name, one at a time: export and weight sync. Collective."""

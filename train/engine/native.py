@@ -1,6 +1,7 @@
 """The native engine: our model under tensor, context, pipeline and data parallelism, AdamW or Muon."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from farside.configs.rope import Rope
 from farside.configs.schema import Config
 from farside.data.batch import Batch
 from farside.parallel import comm
+from farside.parallel.box import Stored
 from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
@@ -132,18 +134,22 @@ class NativeEngine:
         yield from self.weights.whole(self.weights.gradients())
 
     def state_dict(self) -> EngineState:
-        optimizer = self.weights.from_all_stages(self.optimizer.state())
-        return EngineState(dict(self.named_weights()), optimizer, self.optimizer.updates)
+        moments = {
+            f"{moment}.{name}": piece
+            for moment, tensors in self.optimizer.state().items()
+            for name, piece in self.table.pieces(tensors).items()
+        }
+        return EngineState(self.table.pieces(self.weights.owned), moments, self.optimizer.updates)
 
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Whole tensors by canonical name; every parameter must be there."""
+    def load_weights(self, stored: Stored) -> None:
+        """Whole tensors by canonical name; a parameter that is not among them keeps its values."""
         for name, parameter in self.weights.everywhere():
-            self.table.copy_full_(name, parameter, weights[name])
+            if name in stored.shapes:
+                self.table.load_(name, parameter, partial(stored.read, name))
 
-    def load_state_dict(self, state: EngineState) -> None:
-        self.load_weights(state.model)
-        self.optimizer.load_state(state.optimizer, state.updates)
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        self.load_weights(model)
+        self.optimizer.load_state(optimizer, updates)
 
     def replica(self) -> Transformer:
         """An unsharded copy for decoding, on every rank, its weights rounded as training uses them. Collective."""

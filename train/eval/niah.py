@@ -21,8 +21,9 @@ from farside.data.order import rng
 from farside.data.prepare import Prepared
 from farside.data.synthetic.needle import Needle, NeedleWriter, insert
 from farside.parallel import comm
-from farside.train.checkpoint.format import read
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.format import load
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
 from farside.train.hooks import StepInfo
@@ -180,7 +181,7 @@ def evaluate_grid(
     grids = {source: run_grid(runtime, model, data, config, source) for source in config.sources}
     first = grids[config.sources[0]]
     described = (
-        {"path": str(checkpoint), "hash": read(checkpoint).hash, "step": read(checkpoint).step} if checkpoint else None
+        {"path": str(checkpoint), "hash": load(checkpoint).hash, "step": load(checkpoint).step} if checkpoint else None
     )
     result = {
         "name": name,
@@ -246,7 +247,7 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data))
     checkpoint = store.start_from(path)
     load_foreign(checkpoint, engine)
     engine.set_rope(engine.rope.changed(config.eval.rope_theta, config.eval.rope_scaling, "eval."))

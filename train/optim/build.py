@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from farside.configs.schema import OptimConfig, OptimKind
 from farside.parallel import fsdp
+from farside.parallel.box import Stored
 from farside.parallel.plan import ShardTable
 from farside.train.optim.adamw import AdamW
 from farside.train.optim.muon import Muon
@@ -37,14 +38,15 @@ class Optimizer:
     def updates(self) -> int:
         return self.steps - int(self.skipped)
 
-    def state(self) -> dict[str, Tensor]:
-        """Whole tensors by name. Collective."""
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """moment -> parameter's name -> this rank's part."""
         return {**self.adamw.state(), **(self.muon.state() if self.muon else {})}
 
-    def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
-        self.adamw.load_state(tensors, updates)
+    def load_state(self, stored: Stored, updates: int) -> None:
+        """stored: whole moments as "<moment>.<name>"."""
+        self.adamw.load_state(stored, updates)
         if self.muon:
-            self.muon.load_state(tensors)
+            self.muon.load_state(stored)
         self.steps, self.skipped = updates, 0
 
 

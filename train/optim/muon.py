@@ -6,14 +6,17 @@ for full-rank O, so that AdamW's learning rate serves both.
 """
 
 from collections import defaultdict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from farside.parallel import fsdp
+from farside.parallel.box import Stored
 from farside.parallel.plan import ShardTable
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+MOMENTUM = "momentum"
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
@@ -67,10 +70,11 @@ class Muon:
                 new.sub_(self.table.shard_of(name, update, self.named[name]), alpha=lr * 0.2 * max(shape) ** 0.5)
                 target.copy_(torch.where(skip, target, new))
 
-    def state(self) -> dict[str, Tensor]:
-        """Whole momenta as "momentum.<name>". Collective."""
-        return {f"momentum.{name}": self.table.full(name, buffer) for name, buffer in self.buffers.items()}
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """ "momentum" -> parameter's name -> this rank's part."""
+        return {MOMENTUM: dict(self.buffers)}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_state(self, stored: Stored) -> None:
+        """stored: whole momenta as "momentum.<name>"."""
         for name, buffer in self.buffers.items():
-            self.table.copy_full_(name, buffer, tensors[f"momentum.{name}"])
+            self.table.load_(name, buffer, partial(stored.read, f"{MOMENTUM}.{name}"))
