@@ -36,6 +36,10 @@ class ScheduleKind(Enum):
 
 class SourceKind(Enum):
     text = "text"
+    jsonl = "jsonl"
+    parquet = "parquet"
+    datasets = "datasets"
+    repositories = "repositories"
     python_stdlib = "python_stdlib"
 
 
@@ -180,14 +184,30 @@ class ParallelConfig:
 
 @dataclass
 class SourceConfig:
+    """Text of one kind, in three splits that share no document: train, validation, and haystack (for needle grids)."""
+
     kind: SourceKind = SourceKind.text
+    """text: files of documents parted by a form feed line. jsonl, parquet: one field of every line or row. datasets:
+    Hugging Face. repositories: one long document a code repository. python_stdlib: the interpreter's own library."""
     path: str = ""
-    """Folder with train.txt, validation.txt and haystack.txt (documents parted by a form feed line); relative to
-    the working directory, then to the installed farside. Unused for python_stdlib."""
+    """text: a folder with train.txt, validation.txt and haystack.txt. Otherwise all documents together, dealt out by
+    shares: a file or glob of files (text, jsonl, parquet), a folder of save_to_disk or a name on the hub (datasets), a
+    folder of repositories or one (repositories). Relative to the working directory, then to the installed farside."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Instead of path: train, validation and haystack, each with its own files as above; datasets: beside path, the
+    name of the data set's own split that each of them takes."""
+    shares: dict[str, float] = field(default_factory=lambda: {"train": 0.85, "validation": 0.05, "haystack": 0.1})
+    """Share of the documents per split, where all come together; a hash of its text decides a document's split."""
+    field: str = "text"
+    """jsonl, parquet, datasets: the field that holds the text."""
+    subset: str = ""
+    """datasets on the hub: the configuration's name."""
     language: str = "en"
     """Picks sentence boundaries and needle wording: en, zh or code."""
     max_bytes: int = 2_000_000
-    """python_stdlib: how much source code to take."""
+    """python_stdlib: how much source code to take. repositories: of one repository, in whole files."""
+    max_file_bytes: int = 500_000
+    """repositories: larger files are left out, as binary and vendored ones are."""
     max_epochs: float | None = None
     """Readings of this source's text as plain text at most, over all stages of a phase; its share then goes to the
     others. None: no end."""
@@ -199,6 +219,9 @@ class TokenizerConfig:
     """Size of the byte-level BPE trained on the training split of all sources."""
     needle_texts: int = 20_000
     """Training needles per language added to that text, so that their words are single tokens."""
+    path: str = ""
+    """A tokenizer.json, or a folder with one (Hugging Face), to take instead of training one; special tokens of the
+    chat format that it lacks are added."""
 
 
 @dataclass
@@ -222,6 +245,11 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Name -> source."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    workers: int = 0
+    """Processes that tokenize while preparing; 0: one a core. The result does not depend on it."""
+    shard_bytes: int = 8_000_000
+    """Preparing: text that a worker tokenizes in one piece, which is what a kill costs at most a worker. The result
+    does not depend on it; memory grows with it."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Share per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text), copy
     (repeated spans) or trace (reasoning traces of sft.task)."""

@@ -5,6 +5,7 @@ models are trained on single questions, so that earlier ones would only be noise
 stderr, so that it works in a pipe.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,9 +199,10 @@ def find_data(config: Config, run_dir: Path, digest: str) -> Prepared:
     roots = [root / config.data.dir for root in (Path.cwd(), *run_dir.parents)]
     for root in roots:
         for summary in sorted(root.glob("*/data.json")):
-            data = Prepared(summary.parent)
-            if data.tokenizer.hash == digest:
-                return data
+            with contextlib.suppress(UserError):  # damaged, or of an earlier format: not what is looked for
+                data = Prepared(summary.parent)
+                if data.tokenizer.hash == digest:
+                    return data
     raise UserError(
         f"{run_dir}: no prepared data with its tokenizer ({digest[:12]}) in {config.data.dir}; "
         "run `farside data prepare` with this run's overrides"

@@ -46,6 +46,7 @@ class RlLoop:
         runtime, main = self.runtime, self.runtime.main
         runtime.pulse.expect_slow(progress["step"] + 1)
         self.learner.guard = self.guard = Guard(runtime.config.train.guard, progress.get("guard"))
+        progress["guard"] = self.guard.record()
         self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
         self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
         evaluated = progress["step"] if "held_out_accuracy_before" in progress else -1

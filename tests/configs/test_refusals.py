@@ -82,7 +82,7 @@ def why_not(config: Config) -> set[str]:
     return found
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(config=some.booleans().flatmap(configs))
 def test_a_layout_is_refused_in_one_line_or_divides_everything(config: Config) -> None:
     reasons = why_not(config)

@@ -16,7 +16,7 @@ STEPS, DIES_IN, TIMEOUT = 12, 7, 20
 
 @dataclass(frozen=True)
 class Case:
-    """degrees: where it dies and resumes; victim: the rank; other: the layout that goes on from the same moment."""
+    """degrees: where it dies and resumes; victim: the rank; other: a layout that goes on from the same moment."""
 
     degrees: str
     victim: int
@@ -27,10 +27,9 @@ CASES = [
     Case("dp_replicate=2", 1),
     Case("dp_shard=2", 0),
     Case("tp=2", 1, "cp=2"),
-    Case("cp=2", 0),
-    Case("pp=2", 0, "tp=2"),
-    Case("tp=2 pp=2", 2),
-    Case("dp_shard=2 tp=2", 3, "pp=2"),
+    Case("cp=2", 0, "pp=2"),
+    Case("pp=2", 0),
+    Case("tp=2 pp=2", 2, "dp_shard=1"),
 ]
 
 
@@ -55,7 +54,7 @@ def test_rank_that_dies_within_a_step(tmp_path: Path, words: list[str], case: Ca
 
     fault = f"{case.victim} {DIES_IN} forward kill 0.01"
     with Job(command, hurt, "tests.faults.hurt", HURT=fault) as job:
-        job.until(lambda: last_step(hurt / "run") >= DIES_IN - 1)
+        job.until(lambda: last_step(hurt / "run") >= DIES_IN - 1, seconds=150)
         reached = time.monotonic()
         assert job.wait() == 1, job.said()
         assert time.monotonic() - reached < TIMEOUT
@@ -71,6 +70,8 @@ def test_rank_that_dies_within_a_step(tmp_path: Path, words: list[str], case: Ca
     assert sequence(hurt / "run") == wanted
     assert checkpoint_files(hurt / "run") == checkpoint_files(whole / "run")
 
+    if not case.other:
+        return
     elsewhere = farside(command_of(words, case.other), other)
     assert elsewhere.returncode == 0, elsewhere.stderr
     assert "resumed at step 4" in elsewhere.stdout

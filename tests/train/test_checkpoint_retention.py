@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farside.configs.errors import UserError
@@ -58,6 +58,7 @@ def test_the_newest_every_nth_and_the_best_stay(tmp_path: Path, settings: Checkp
     assert all(read(path).step for path in complete(tmp_path))
 
 
+@settings(max_examples=12)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=8),
     st.integers(1, 3),

@@ -5,7 +5,9 @@ and tokenizer (``identity``), the data, the seeds, the kind of optimizer, and of
 its order of samples. Each may be forced by its name in ``checkpoint.force``, except the model and tokenizer.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from farside.configs import compose
@@ -13,7 +15,7 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
 
-ORDER_OF_SAMPLES = ("seq_len", "global_batch_size", "mixture")
+ORDER_OF_SAMPLES = ("seq_len", "global_batch_size", "mixture", "packing", "lengths")
 FREE = ("optim.", "schedule.", "parallel.", "train.", "checkpoint.", "data.micro_batch_size", "stages.", "sft.", "rl.")
 """Settings that a checkpoint records, so that one can see what changed on the way."""
 PLACES = ("train.init_from", "rl.reward_model")
@@ -24,7 +26,7 @@ def contract(config: Config, fingerprint: str, section: str, stages: Sequence[St
     """For a checkpoint's state. section: where the stages' keys stand in the configuration: stages, data, sft, reward,
     rl. more: further values that are held, by key."""
     settings = {key: value for key, value in compose.flat(config).items() if key.startswith(FREE) and key not in PLACES}
-    return {
+    agreed = {
         "train.seed": config.train.seed,
         "data.seed": config.data.seed,
         "data.fingerprint": fingerprint,
@@ -35,12 +37,17 @@ def contract(config: Config, fingerprint: str, section: str, stages: Sequence[St
                 "section": f"stages.{stage.name}" if section == "stages" else section,
                 "first_step": stage.first_step,
                 "steps": stage.steps,
-                **{key: getattr(stage, key) for key in ORDER_OF_SAMPLES},
+                **{key: _plain(getattr(stage, key)) for key in ORDER_OF_SAMPLES},
             }
             for stage in stages
         ],
         "settings": settings,
     }
+    return json.loads(json.dumps(agreed))  # as it comes back: keys are text then
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
 
 
 def held(agreed: Mapping[str, Any], other: Mapping[str, Any], step: int) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class CheckpointStore:
             return
         path = self.folder / folder_name(step)
         state = engine.state_dict()
-        described = json.loads(json.dumps(self._describe(step, state.updates, progress)))
+        described = json.loads(json.dumps(self._describe(step, state.updates, progress), sort_keys=True))
         groups: Groups = {"model": state.model, "optimizer": state.optimizer}
         self._count(groups)
         self._raise_together(step, self._attempt(lambda: self._begin(path)))
