@@ -71,8 +71,9 @@ def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> 
     """Everything a mixture may name: <source>, needle_<source>, copy, and trace if there is a file of conversations."""
     sources: dict[str, Source] = {}
     for name in data.names:
-        tokens = data.tokens(name, "train")
-        sources[name] = TextSource(name, tokens, data.tokenizer.end_of_text, config.data.seed)
+        documents = data.documents(name, "train")
+        tokens = documents.tokens
+        sources[name] = TextSource(name, tokens, data.tokenizer.end_of_text, config.data.seed, documents.offsets)
         if data.language(name) in NeedleSource.languages:
             sources[f"needle_{name}"] = NeedleSource(
                 name, data.language(name), tokens, data.tokenizer, config.data.needle, config.data.seed
