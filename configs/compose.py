@@ -151,7 +151,7 @@ def flat(config: Config) -> dict[str, Any]:
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """(key, old value, new value) wherever two configurations would compute something else; a value that one lacks
     is None there."""
-    free = ("logging.", "launch.", "run.")
+    free = ("logging.", "launch.", "run.", "data.workers", "data.shard_bytes")
     before, after = flat(old), flat(new)
     return [
         (key, before.get(key), after.get(key))

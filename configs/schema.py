@@ -36,7 +36,22 @@ class ScheduleKind(Enum):
 
 class SourceKind(Enum):
     text = "text"
+    jsonl = "jsonl"
+    parquet = "parquet"
+    datasets = "datasets"
+    repositories = "repositories"
     python_stdlib = "python_stdlib"
+
+
+class Packing(Enum):
+    concatenate = "concatenate"
+    best_fit = "best_fit"
+    length_bucketed = "length_bucketed"
+
+
+class MixtureUnit(Enum):
+    sample = "sample"
+    token = "token"
 
 
 class OptimKind(Enum):
@@ -169,14 +184,33 @@ class ParallelConfig:
 
 @dataclass
 class SourceConfig:
+    """Text of one kind, in three splits that share no document: train, validation, and haystack (for needle grids)."""
+
     kind: SourceKind = SourceKind.text
+    """text: files of documents parted by a form feed line. jsonl, parquet: one field of every line or row. datasets:
+    Hugging Face. repositories: one long document a code repository. python_stdlib: the interpreter's own library."""
     path: str = ""
-    """Folder with train.txt, validation.txt and haystack.txt (documents parted by a form feed line); relative to
-    the working directory, then to the installed farside. Unused for python_stdlib."""
+    """text: a folder with train.txt, validation.txt and haystack.txt. Otherwise all documents together, dealt out by
+    shares: a file or glob of files (text, jsonl, parquet), a folder of save_to_disk or a name on the hub (datasets), a
+    folder of repositories or one (repositories). Relative to the working directory, then to the installed farside."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Instead of path: train, validation and haystack, each with its own files as above; datasets: beside path, the
+    name of the data set's own split that each of them takes."""
+    shares: dict[str, float] = field(default_factory=lambda: {"train": 0.85, "validation": 0.05, "haystack": 0.1})
+    """Share of the documents per split, where all come together; a hash of its text decides a document's split."""
+    field: str = "text"
+    """jsonl, parquet, datasets: the field that holds the text."""
+    subset: str = ""
+    """datasets on the hub: the configuration's name."""
     language: str = "en"
     """Picks sentence boundaries and needle wording: en, zh or code."""
     max_bytes: int = 2_000_000
-    """python_stdlib: how much source code to take."""
+    """python_stdlib: how much source code to take. repositories: of one repository, in whole files."""
+    max_file_bytes: int = 500_000
+    """repositories: larger files are left out, as binary and vendored ones are."""
+    max_epochs: float | None = None
+    """Readings of this source's text as plain text at most, over all stages of a phase; its share then goes to the
+    others. None: no end."""
 
 
 @dataclass
@@ -185,6 +219,9 @@ class TokenizerConfig:
     """Size of the byte-level BPE trained on the training split of all sources."""
     needle_texts: int = 20_000
     """Training needles per language added to that text, so that their words are single tokens."""
+    path: str = ""
+    """A tokenizer.json, or a folder with one (Hugging Face), to take instead of training one; special tokens of the
+    chat format that it lacks are added."""
 
 
 @dataclass
@@ -271,10 +308,26 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Name -> source."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    workers: int = 0
+    """Processes that tokenize while preparing; 0: one a core. The result does not depend on it."""
+    shard_bytes: int = 8_000_000
+    """Preparing: text that a worker tokenizes in one piece, which is what a kill costs at most a worker. The result
+    does not depend on it; memory grows with it."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of samples per entry: a source's name (language modelling), needle_<source> (retrieval in that source's
-    text), another task of docs/synthetic.md such as tracking_<source>, copy (repeated spans) or trace (reasoning traces
-    of sft.task)."""
+    """Share per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text), another
+    task of docs/synthetic.md such as tracking_<source>, copy (repeated spans) or trace (traces of sft.task)."""
+    mixture_unit: MixtureUnit = MixtureUnit.sample
+    """What shares count. sample: rows. token: predicted tokens, so that padding does not cost an entry its share."""
+    mixture_temperature: float | None = None
+    """With it the plain-text entries of a mixture divide their shares' sum anew, by n^(1/temperature) of a source's n
+    tokens: 1 as much as there is, more is more even. None: as the mixture says."""
+    packing: Packing = Packing.concatenate
+    """How rows are made of documents. concatenate: one after the other, cut where a row ends. best_fit: whole documents
+    (only those longer than a row are cut), few enough rows to leave hardly any padding. length_bucketed: whole
+    documents of similar length, at the price of padding."""
+    lengths: dict[int, float] = field(default_factory=dict)
+    """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
+    documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     seed: int = 0
@@ -333,8 +386,27 @@ class StageConfig:
     """None: data.micro_batch_size."""
     mixture: dict[str, float] | None = None
     """None: data.mixture."""
+    packing: Packing | None = None
+    """None: data.packing."""
+    lengths: dict[int, float] | None = None
+    """None: data.lengths."""
     eval: bool = False
     """Run the full needle grid when the stage ends; the grid is named after the stage."""
+
+
+@dataclass
+class GuardConfig:
+    """Steps that must not reach the weights. A loss or gradient that is no finite number is always skipped."""
+
+    sigmas: float = 0.0
+    """Skip also a loss or gradient norm above the mean of the last good steps by this many standard deviations (OLMo
+    uses 6); 0: do not."""
+    window: int = 128
+    """Good steps behind that mean; before there are as many, nothing counts as too high."""
+    patience: int = 10
+    """Bad steps in a row after which the run returns to its newest checkpoint and leaves the batches out; 0: never."""
+    rewinds: int = 3
+    """Times it may do so before it ends as failed."""
 
 
 @dataclass
@@ -365,6 +437,12 @@ class TrainConfig:
     """A rank that stands still for longer within a step (data, forward, backward, update) ends the run, named."""
     slow_timeout_seconds: int = 1800
     """The same for start-up, the first step of a stage, evaluations, saving, and sampling in RL."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+
+class Best(Enum):
+    lowest = "lowest"
+    highest = "highest"
 
 
 @dataclass
@@ -373,6 +451,16 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step always saves."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0: none."""
+    keep_best: str | None = None
+    """Field of metrics.jsonl, such as loss; the checkpoint with the best value stays too."""
+    best: Best = Best.lowest
+    """Which value of keep_best is the best."""
+    asynchronous: bool = True
+    """Write a private copy (in memory beside the weights) while training goes on; false: training waits."""
+    force: list[str] = field(default_factory=list)
+    """Keys that may differ from those of the checkpoint to resume from, such as [data.global_batch_size]."""
 
 
 @dataclass
@@ -475,18 +563,102 @@ class ReplayConfig:
     """Loss weight of all replayed tokens together, that of the step's completions being 1."""
 
 
+class Algorithm(Enum):
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+    rloo = "rloo"
+    reinforce_pp = "reinforce_pp"
+    reinforce_pp_baseline = "reinforce_pp_baseline"
+    dapo = "dapo"
+    gspo = "gspo"
+    k15 = "k15"
+    k2 = "k2"
+
+
+class MirrorBaseline(Enum):
+    mean = "mean"
+    log_partition = "log_partition"
+
+
+class KlEstimator(Enum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KlPlace(Enum):
+    loss = "loss"
+    reward = "reward"
+
+
+class Correction(Enum):
+    none = "none"
+    tis = "tis"
+    icepop = "icepop"
+
+
+@dataclass
+class KlConfig:
+    """Distance from the policy that RL started from."""
+
+    weight: float = 0.0
+    """0: none; no reference model is kept then."""
+    estimator: KlEstimator = KlEstimator.k3
+    """k1: unbiased. k2: its gradient is the divergence's. k3: unbiased, never negative."""
+    place: KlPlace = KlPlace.loss
+    """loss: added to every token's loss. reward: taken from the reward, token by token where the algorithm can."""
+
+
+@dataclass
+class CorrectionConfig:
+    """For a sampler whose log-probabilities differ from the trainer's."""
+
+    kind: Correction = Correction.none
+    """none: the sampler's are taken for the trainer's. tis: a token's loss times the ratio of both, at most ``high``.
+    icepop: the same within [low, high], else 0. Both compute the trainer's before the first update."""
+    low: float = 0.5
+    """icepop only."""
+    high: float = 2.0
+
+
 @dataclass
 class RlConfig:
-    """GRPO: groups of samples, advantages normalised within the group, clipped ratios."""
+    """Reinforcement learning: groups of samples, a reward for each, one of the algorithms."""
 
+    algorithm: Algorithm = Algorithm.grpo
+    """docs/rl.md tells them apart."""
     steps: int = 100
+    """Iterations: sample, score, update."""
     prompts_per_step: int = 32
     samples_per_prompt: int = 8
+    updates_per_step: int = 1
+    """Optimizer updates on an iteration's samples, each on all of them."""
     max_new_tokens: int = 48
+    """An answer that is longer is cut off there."""
     temperature: float = 1.0
+    temperature_end: float | None = None
+    """The temperature moves to this one in equal steps (Kimi K2: high first, to explore). None: it stays."""
     lr: float = 3e-4
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float | None = None
+    """Ratios are clipped to 1 - clip_low .. 1 + clip_high. None: the algorithm's own, 0.2 or what docs/rl.md says."""
+    clip_high: float | None = None
+    clip_dual: float | None = None
+    """Bound on the loss of a token of negative advantage, in multiples of the advantage. None: unbounded."""
+    tau: float = 0.1
+    """k15, k2: weight of the divergence from the iteration's first policy; more keeps the policy closer to it."""
+    mirror_baseline: MirrorBaseline = MirrorBaseline.mean
+    """k15, k2: what is taken from the reward: the group's mean, or log_partition: tau log mean exp(reward / tau)."""
+    kl: KlConfig = field(default_factory=KlConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    truncation_penalty: float = 0.0
+    """Taken from the reward of an answer that was cut off at max_new_tokens (Kimi K2's token budget)."""
+    overlong_cache: int = 0
+    """DAPO's overlong shaping: the reward falls over the last this many of max_new_tokens tokens. 0: no shaping."""
+    overlong_weight: float = 1.0
+    """What is taken from the reward of an answer of full length, or of one cut off."""
+    sampling_rounds: int = 1
+    """DAPO's dynamic sampling: groups of answers all right or all wrong teach nothing and are replaced by further
+    problems, in at most this many rounds of prompts_per_step. 1: every group is kept."""
     micro_batch_size: int = 256
     """Sequences a rank computes at once, at most."""
     reward_model: str | None = None
@@ -516,6 +688,8 @@ class LoggingConfig:
     project: str = "farside"
     every: int = 1
     """Steps between printed lines; metrics.jsonl always has every step."""
+    compare_ranks: int = 50
+    """Steps between comparisons of the ranks' own time, which name a slow one; 0: none."""
 
 
 @dataclass

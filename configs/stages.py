@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 
 from farside.configs.errors import UserError
+from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, ModelConfig, ProfileConfig, Recompute, TrainConfig
+from farside.configs.schema import Config, Packing, ProfileConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Stage:
     global_batch_size: int
     micro_batch_size: int
     mixture: dict[str, float]
+    packing: Packing
+    lengths: dict[int, float]
     eval: bool
 
     @property
@@ -49,6 +52,8 @@ def pretrain_stages(config: Config) -> list[Stage]:
                 ),
                 lr=entry.lr,
                 mixture=entry.mixture,
+                packing=entry.packing,
+                lengths=entry.lengths,
                 global_batch_size=entry.global_batch_size,
                 micro_batch_size=entry.micro_batch_size,
                 eval=entry.eval,
@@ -137,6 +142,8 @@ def _stage(
     global_batch_size: int | None = None,
     micro_batch_size: int | None = None,
     mixture: dict[str, float] | None = None,
+    packing: Packing | None = None,
+    lengths: dict[int, float] | None = None,
     eval: bool = False,
 ) -> Stage:
     data = config.data
@@ -151,22 +158,21 @@ def _stage(
         global_batch_size=data.global_batch_size if global_batch_size is None else global_batch_size,
         micro_batch_size=data.micro_batch_size if micro_batch_size is None else micro_batch_size,
         mixture=dict(data.mixture if mixture is None else mixture),
+        packing=data.packing if packing is None else packing,
+        lengths=dict(data.lengths if lengths is None else lengths),
         eval=eval,
     )
 
 
 def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
     """Raises UserError for a stage that cannot run; returns the stages."""
-    for key, degree in vars(config.parallel).items():
-        if isinstance(degree, int) and degree < 1:
-            raise UserError(f"parallel.{key} = {degree}; degrees are at least 1")
-    ranks = config.parallel.dp_replicate * config.parallel.dp_shard
-    check_model(config.model)
     check_layout(config)
-    check_memory(config.train)
+    ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     for key in ("every", "keep"):
         if getattr(config.checkpoint, key) < 1:
             raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
+    if config.checkpoint.keep_every < 0:
+        raise UserError(f"checkpoint.keep_every = {config.checkpoint.keep_every}; give at least 0")
     for stage in stages:
         where = f"stage {stage.name!r}"
         if stage.steps < 1:
@@ -190,70 +196,8 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
             )
         if not stage.mixture or any(weight < 0 for weight in stage.mixture.values()) or not sum(stage.mixture.values()):
             raise UserError(f"{where}: mixture {stage.mixture} needs at least one entry with a positive share")
+        if stage.lengths and (
+            min(stage.lengths.values()) < 0 or min(stage.lengths) < 0 or not sum(stage.lengths.values())
+        ):
+            raise UserError(f"{where}: lengths {stage.lengths} needs lengths from 0 up, one with a positive share")
     return stages
-
-
-def check_memory(train: TrainConfig) -> None:
-    """Raises UserError for ways to save memory that cannot be."""
-    if train.mlp_chunk < 0:
-        raise UserError(f"train.mlp_chunk = {train.mlp_chunk}; give tokens at once, or 0 for all")
-    if train.loss_chunk < 1:
-        raise UserError(f"train.loss_chunk = {train.loss_chunk}; give at least 1")
-    if train.offload_activations and train.activation_checkpointing is not Recompute.full:
-        raise UserError(
-            "train.offload_activations puts away the inputs of recomputed blocks: "
-            "set train.activation_checkpointing=full, or turn it off"
-        )
-
-
-def check_layout(config: Config) -> None:
-    """Raises UserError for a layout that this model cannot be cut into."""
-    parallel, tp, model = config.parallel, config.parallel.tp, config.model
-    for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
-        value = getattr(model, key)
-        if value % tp:
-            raise UserError(
-                f"parallel.tp = {tp} does not divide model.{key} = {value}; every rank needs as many: use a divisor"
-            )
-    if (tp - 1) * -(-model.vocab_size // tp) >= model.vocab_size:
-        raise UserError(f"parallel.tp = {tp}: of model.vocab_size = {model.vocab_size} not every rank gets a row")
-    schedule = parallel.pipeline.schedule.value
-    stages = parallel.pp * (1 if schedule == "1f1b" else 2)
-    if parallel.pp > 1 and model.num_hidden_layers < stages:
-        raise UserError(
-            f"parallel.pp = {parallel.pp} with schedule {schedule} makes {stages} stages, but "
-            f"model.num_hidden_layers = {model.num_hidden_layers}: every stage needs a layer"
-        )
-    wrapped = config.train.compile or config.train.activation_checkpointing is not Recompute.none
-    if parallel.pp > 1 and schedule == "zbv" and wrapped:
-        raise UserError(
-            "parallel.pipeline.schedule=zbv splits the backward pass, which neither train.compile nor "
-            "train.activation_checkpointing supports; turn them off or use 1f1b"
-        )
-    if tp > 1 and config.train.compile:
-        raise UserError(
-            "train.compile: the collectives of parallel.tp > 1 cannot be compiled yet; turn one of them off"
-        )
-    kind, degree = parallel.context.kind, parallel.ulysses
-    if parallel.cp % degree:
-        raise UserError(
-            f"parallel.context.ulysses_degree = {degree} does not divide parallel.cp = {parallel.cp}; use a divisor"
-        )
-    if model.num_attention_heads // tp % degree:
-        raise UserError(
-            f"parallel.context.kind={kind.value}: {degree} ranks cannot share {model.num_attention_heads // tp} "
-            f"attention heads (model.num_attention_heads / tp); use another kind or degree"
-        )
-
-
-def check_model(model: ModelConfig) -> None:
-    """Raises UserError for a shape that no model can have."""
-    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
-    if min(heads, kv_heads) < 1 or heads % kv_heads:
-        raise UserError(
-            f"model.num_key_value_heads = {kv_heads} does not divide model.num_attention_heads = {heads}; use a divisor"
-        )
-    if model.head_dim < 2 or model.head_dim % 2:
-        raise UserError(f"model.head_dim = {model.head_dim}; RoPE rotates pairs, so give an even number")
-    if model.num_hidden_layers < 1:
-        raise UserError(f"model.num_hidden_layers = {model.num_hidden_layers}; give at least 1")

@@ -1,6 +1,6 @@
 """A batch, before any sharding. Shapes: B rows, S positions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -37,10 +37,22 @@ class Batch:
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Batch":
         """Stacks rows of equal length."""
-        stacked: dict[str, Any] = {
-            item.name: torch.from_numpy(np.stack([getattr(sample, item.name) for sample in samples]))
-            for item in fields(Sample)
-        }
+        return cls.gathered(len(samples), lambda row: samples[row])
+
+    @classmethod
+    def gathered(cls, rows: int, sample: Callable[[int], Sample]) -> "Batch":
+        """Stacks ``sample(0) .. sample(rows - 1)``, of equal length. Each is copied before the next is made, whose
+        arrays then take its memory: that halves the time, which is mostly the kernel's for fresh pages."""
+        row = sample(0)
+        stacked: dict[str, Any] = {}
+        for item in fields(Sample):
+            value = getattr(row, item.name)
+            stacked[item.name] = torch.from_numpy(np.empty((rows, *value.shape), dtype=value.dtype))
+        arrays = {name: tensor.numpy() for name, tensor in stacked.items()}
+        for number in range(rows):
+            row = sample(number) if number else row
+            for name, array in arrays.items():
+                array[number] = getattr(row, name)
         return cls(**stacked)
 
     def to(self, device: torch.device) -> "Batch":
@@ -86,12 +98,18 @@ def document_sample(tokens: np.ndarray, weights: np.ndarray, starts: np.ndarray)
     tokens [S+1]; weights [S+1]: of predicting that token; starts [S+1] bool: the token begins a document. The
     first token of a document is never a label: nothing in its document precedes it. The last token is label only.
     """
-    index = np.arange(len(tokens) - 1)
-    begin = np.maximum.accumulate(np.where(starts[:-1], index, 0))
+    assert starts[0]
+    wide = tokens.astype(np.int64)
+    begins = np.flatnonzero(starts[:-1])
+    ends = np.full(len(begins), len(tokens) - 1)
+    ends[:-1] = begins[1:]
+    lengths = ends - begins
+    counted = weights[1:].astype(np.float32)
+    counted[starts[1:]] = 0.0
     return Sample(
-        tokens=tokens[:-1].astype(np.int64),
-        labels=tokens[1:].astype(np.int64),
-        weights=np.where(starts[1:], 0.0, weights[1:]).astype(np.float32),
-        positions=index - begin,
-        doc_ids=np.cumsum(starts[:-1]),
+        tokens=wide[:-1],
+        labels=wide[1:],
+        weights=counted,
+        positions=np.arange(len(tokens) - 1) - np.repeat(begins, lengths),
+        doc_ids=np.repeat(np.arange(1, len(begins) + 1), lengths),
     )

@@ -21,5 +21,10 @@ class Loader:
         """This rank's micro-batches of step ``step`` (from 0): equal numbers on every rank."""
         rows = self.global_batch // self.size
         first = step * self.global_batch + self.rank * rows
-        samples = [self.mixture.sample(first + row, self.seq_len) for row in range(rows)]
-        return [Batch.of(samples[start : start + self.micro_batch]) for start in range(0, rows, self.micro_batch)]
+        return [
+            self._batch(first + start, min(self.micro_batch, rows - start))
+            for start in range(0, rows, self.micro_batch)
+        ]
+
+    def _batch(self, first: int, rows: int) -> Batch:
+        return Batch.gathered(rows, lambda row: self.mixture.sample(first + row, self.seq_len))

@@ -1,14 +1,19 @@
 """Rows of fixed length from documents: cut from a stream, or filled with whole conversations."""
 
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from farside.configs.errors import UserError
+from farside.configs.schema import Packing
 from farside.data.batch import Sample, document_sample
 from farside.data.chat import END
 from farside.data.order import epoch_item, fold, permuted
+from farside.data.packed import PackedSource
+from farside.data.plan import PlanStore
 from farside.data.tokenizer import Tokenizer
 
 
@@ -21,6 +26,37 @@ class TextSource:
 
     def __init__(self, name: str, tokens: np.ndarray, end_of_text: int, seed: int) -> None:
         self.name, self.tokens, self.end_of_text, self.seed = name, tokens, end_of_text, seed
+        self._packed: dict[object, PackedSource] = {}
+
+    def packed(self, packing: Packing, lengths: Mapping[int, float], store: PlanStore) -> "TextSource | PackedSource":
+        """This source in rows of another packing; itself if they are the windows that it has without a plan."""
+        if packing is Packing.concatenate and not lengths:
+            return self
+        key = (packing, *sorted(lengths.items()))
+        if key not in self._packed:
+            self._packed[key] = PackedSource(
+                self.name, self.tokens, self.offsets, self.end_of_text, packing, lengths, self.seed, store
+            )
+        return self._packed[key]
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """[N + 1]: where each document begins, and T."""
+        return document_offsets(self.tokens, self.end_of_text)
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, seq_len: int) -> int:
+        return self.windows(seq_len)
+
+    def epochs(self, seq_len: int) -> float:
+        return 1.0
+
+    def predicted(self, seq_len: int) -> float:
+        """Mean tokens a row predicts: all but the first ones of documents."""
+        return seq_len * (1 - (len(self.offsets) - 2) / len(self.tokens))
 
     def windows(self, seq_len: int) -> int:
         count = (len(self.tokens) - 1) // seq_len
@@ -83,6 +119,10 @@ class TraceSource:
             self._plans[epoch, seq_len] = rows
         return self._plans[epoch, seq_len]
 
+    def predicted(self, seq_len: int) -> float:
+        """Mean tokens a row predicts: the responses'."""
+        return sum(len(response) for _, response in self.conversations) / len(self._plan(0, seq_len))
+
     def sample(self, index: int, seq_len: int) -> Sample:
         epoch = 0
         while index >= len(self._plan(epoch, seq_len)):
@@ -102,6 +142,16 @@ class TraceSource:
             starts[end] = True
             tokens[end:] = self.end_of_text
         return document_sample(tokens, weights, starts)
+
+
+def document_offsets(tokens: np.ndarray, end_of_text: int, at_once: int = 1 << 24) -> np.ndarray:
+    """[N + 1] int64: where each document begins, and T. Every document ends with ``end_of_text``."""
+    ends = [
+        begin + np.flatnonzero(tokens[begin : begin + at_once] == end_of_text) + 1
+        for begin in range(0, len(tokens), at_once)
+    ]
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), *ends])
+    return offsets if offsets[-1] == len(tokens) else np.append(offsets, len(tokens))
 
 
 def _read_conversations(path: Path) -> list[tuple[str, str]]:

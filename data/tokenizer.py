@@ -46,6 +46,22 @@ class Tokenizer:
         except Exception as error:  # tokenizers raises nothing more special
             raise UserError(f"{path}: no tokenizer ({error}); remove its folder, so that it is made again") from error
 
+    @classmethod
+    def adopt(cls, path: Path) -> "Tokenizer":
+        """A tokenizer made elsewhere: a tokenizer.json or a folder with one. Special tokens of the chat format that it
+        lacks are added behind its own; it cuts and pads nothing. Raises UserError."""
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"data.tokenizer.path: no tokenizer.json at {str(path)!r}; name the file or its folder")
+        try:
+            backend = BackendTokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UserError(f"data.tokenizer.path: {file} is no tokenizer ({error}); name another") from error
+        backend.no_truncation()
+        backend.no_padding()
+        backend.add_special_tokens([token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None])
+        return cls(backend)
+
     def save(self, path: Path) -> None:
         self.backend.save(str(path))
 

@@ -5,6 +5,7 @@ models are trained on single questions, so that earlier ones would only be noise
 stderr, so that it works in a pipe.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from farside.configs import compose
 from farside.configs.errors import UserError
-from farside.configs.schema import ChatConfig, Config, ParallelConfig
+from farside.configs.schema import ChatConfig, CheckpointConfig, Config, ParallelConfig
 from farside.data.chat import END_THINK, THINK
 from farside.data.prepare import Prepared
 from farside.data.tokenizer import Tokenizer
@@ -23,7 +24,8 @@ from farside.parallel.mesh import ParallelDims
 from farside.settings import parse as parse_settings
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.format import MANIFEST, Checkpoint
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import fold
 from farside.train.engine.native import NativeEngine
 from farside.train.inference.generate import stream
@@ -167,7 +169,7 @@ def find(path: Path) -> Path:
 
 def load(path: Path, plain: bool) -> Talker:
     """The verified checkpoint on this machine's device. Raises UserError if it cannot talk or its data is gone."""
-    checkpoint = checkpoint_format.read(path)
+    checkpoint = checkpoint_format.load(path)
     stage = checkpoint.state["stage"]
     if stage == "reward":
         raise UserError(f"{path}: a reward model, which scores texts and writes none; name a checkpoint of sft or rl")
@@ -178,7 +180,8 @@ def load(path: Path, plain: bool) -> Talker:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mesh = ParallelDims.resolve(ParallelConfig(), 1).build(device.type)
     engine = NativeEngine(config, mesh, device)
-    load_foreign(CheckpointStore(run_dir, 1, mesh.dp, identity_of(config.model, tokenizer)).start_from(path), engine)
+    store = CheckpointStore(run_dir, CheckpointConfig(), mesh.dp, identity_of(config.model, tokenizer))
+    load_foreign(store.start_from(path), engine)
     return Talker(engine.replica(), tokenizer, checkpoint, stage in TALKING and not plain)
 
 
@@ -196,9 +199,10 @@ def find_data(config: Config, run_dir: Path, digest: str) -> Prepared:
     roots = [root / config.data.dir for root in (Path.cwd(), *run_dir.parents)]
     for root in roots:
         for summary in sorted(root.glob("*/data.json")):
-            data = Prepared(summary.parent)
-            if data.tokenizer.hash == digest:
-                return data
+            with contextlib.suppress(UserError):  # damaged, or of an earlier format: not what is looked for
+                data = Prepared(summary.parent)
+                if data.tokenizer.hash == digest:
+                    return data
     raise UserError(
         f"{run_dir}: no prepared data with its tokenizer ({digest[:12]}) in {config.data.dir}; "
         "run `farside data prepare` with this run's overrides"

@@ -116,9 +116,13 @@ class Mesh:
         return self.dims.dp_replicate * self.dims.dp_shard
 
     @property
+    def replica(self) -> int:
+        """Which of dp_replicate equal copies of the model this rank belongs to."""
+        return 0 if self.device_mesh is None else self.device_mesh.get_local_rank("dp_replicate")
+
+    @property
     def is_first_replica(self) -> bool:
-        """Whether this rank belongs to the first of dp_replicate equal copies of the model."""
-        return self.device_mesh is None or self.device_mesh.get_local_rank("dp_replicate") == 0
+        return self.replica == 0
 
     @property
     def leads(self) -> bool:

@@ -5,7 +5,7 @@ Two cuts make up what a rank holds: tensor parallelism takes its part of ``dim``
 """
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farside.parallel import comm, fsdp
+from farside.parallel.box import Box, Piece
 from farside.parallel.mesh import ONE_RANK, Mesh
 
 TENSOR_PLAN = (
@@ -49,6 +50,59 @@ class ShardTable:
     def full(self, name: str, tensor: Tensor) -> Tensor:
         """The whole of a parameter (or of a moment that is cut like it). Collective when sharded."""
         return self._join(name, fsdp.full(tensor))
+
+    def box(self, name: str) -> Box:
+        """What this rank holds of the whole; padding is no part of it."""
+        whole, dim, size = self.shapes[name], tensor_dim(name), comm.size(self.mesh.tp)
+        offset, shape = [0] * len(whole), list(whole)
+        if dim is not None and size > 1:
+            shape[dim] = part(whole[dim], size)
+            offset[dim] = comm.rank(self.mesh.tp) * shape[dim]
+        if comm.size(self.mesh.fsdp) > 1:  # rows as torch.chunk cuts them
+            rows = part(shape[0], comm.size(self.mesh.fsdp))
+            start = min(comm.rank(self.mesh.fsdp) * rows, shape[0])
+            offset[0], shape[0] = offset[0] + start, min(rows, shape[0] - start)
+        held = (max(0, min(count, n - first)) for first, count, n in zip(offset, shape, whole))
+        return Box(tuple(offset), tuple(held))
+
+    def pieces(self, tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """What this rank is to save of tensors that it holds parts of: over all ranks, every element once. Views."""
+        writers, pieces = self._writers(tensors), {}
+        here = (self.mesh.replica, comm.rank(self.mesh.tp))
+        for name, tensor in tensors.items():
+            replica, tp_rank = writers[name]
+            box = self.box(name)
+            if box.numel and here == (replica, here[1] if tp_rank is None else tp_rank):
+                # padding is at the end of what a rank holds
+                values = fsdp.local(tensor.detach())[tuple(slice(count) for count in box.shape)]
+                pieces[name] = Piece(self.shapes[name], box, values)
+        return pieces
+
+    def _writers(self, names: Iterable[str]) -> dict[str, tuple[int, int | None]]:
+        """Of the ranks that hold the same, the one that saves it: (dp_replicate rank, tp rank or None: each its own).
+        The largest first to whoever has least, so that all write about as much; alike on all ranks that hold it."""
+        replicas, size = range(self.mesh.dims.dp_replicate), comm.size(self.mesh.tp)
+        load = {(replica, tp_rank): 0 for replica in replicas for tp_rank in range(size)}
+        found: dict[str, tuple[int, int | None]] = {}
+        for name in sorted(names, key=lambda name: (-self.shapes[name].numel(), name)):
+            if self.is_cut(name):
+                replica = min(replicas, key=lambda replica: load[replica, 0])
+                found[name] = replica, None
+                for tp_rank in range(size):
+                    load[replica, tp_rank] += self.shapes[name].numel() // size
+            else:
+                found[name] = replica, tp_rank = min(load, key=lambda place: load[place])
+                load[replica, tp_rank] += self.shapes[name].numel()
+        return found
+
+    @torch.no_grad()
+    def load_(self, name: str, target: Tensor, read: Callable[[Box], Tensor]) -> None:
+        """Fills a sharded or plain tensor with its box of a whole that ``read`` gives; no communication."""
+        box, held = self.box(name), fsdp.local(target)
+        if held.shape != box.shape:
+            held.zero_()  # what is left after the copy is padding
+        if box.numel:
+            held[tuple(slice(count) for count in box.shape)].copy_(read(box))
 
     def copy_full_(self, name: str, target: Tensor, value: Tensor) -> None:
         """Writes the whole value, given alike on every rank, into a sharded or plain tensor; no communication."""

@@ -1,30 +1,34 @@
 """The loss of an RL step over the engine's seam: a policy loss on completions, next-token loss on replayed samples."""
 
 from farside.data.batch import Batch
-from farside.rl.loss import grpo_loss
+from farside.rl.kl import kl_estimates
+from farside.rl.loss import Objective, PolicyTokens
 from farside.train.loss import LossFn, WeightedSum, lm_loss
 from farside.train.model.heads import TokenOutputs
 
 
-def rl_loss(clip_low: float, clip_high: float, replay_weight: float) -> LossFn:
-    """A batch with advantages gets GRPO's loss, any other the next-token loss; which it is, its extras say.
+def rl_loss(objective: Objective, replay_weight: float = 0.0) -> LossFn:
+    """A batch with advantages gets the objective, any other the next-token loss; which it is, its extras say.
 
     replay_weight: weight of all replayed tokens, that of all completions being 1. The engine divides metrics by the
-    weight of everything; they are reported per weight of their own kind: policy_loss, clip_share, kl, ratio and entropy
-    of completions, replay_loss of replayed samples.
+    weight of everything; they are reported per weight of their own kind: policy_loss, kl (k3 estimate of KL(old || new)
+    in nats: the samples are the old policy's), entropy and the objective's own of completions, replay_loss of replayed
+    samples.
     """
-    objective = grpo_loss(clip_low, clip_high)
 
     def policy(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
-        assert outputs.logprobs is not None
         assert outputs.entropy is not None
-        total, metrics = objective(
-            outputs.logprobs, batch.extras["old_logprobs"], batch.extras["advantages"], batch.weights
-        )
+        tokens = PolicyTokens.of(outputs, batch)
+        loss, metrics = objective(tokens)
+        total = (batch.weights * loss).sum()
+        shown = {
+            **metrics,
+            "kl": kl_estimates(tokens.old_logprobs, tokens.logprobs.detach())[2],
+            "entropy": outputs.entropy.detach(),
+        }
         sums = {
             "policy_loss": total.detach(),
-            **metrics,
-            "entropy": (batch.weights * outputs.entropy.detach()).sum(),
+            **{name: (batch.weights * value).sum() for name, value in shown.items()},
         }
         return WeightedSum(total, {name: (1 + replay_weight) * value for name, value in sums.items()})
 

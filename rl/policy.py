@@ -17,16 +17,22 @@ from farside.train.phase import identity, load_foreign
 from farside.train.runtime import Runtime
 
 
-def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:
-    """A verified checkpoint's model on every rank. Raises UserError if it is of another model or head."""
+def load_engine(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[NativeEngine, Checkpoint]:
+    """A verified checkpoint's model. Raises UserError if it is of another model or head."""
     engine = NativeEngine(runtime.config, runtime.mesh, runtime.device, head)
-    store = CheckpointStore(runtime.dir, 1, runtime.mesh.world, identity(runtime.config, data))
+    store = CheckpointStore(runtime.dir, runtime.config.checkpoint, runtime.mesh.world, identity(runtime.config, data))
     checkpoint = store.start_from(path)
-    if head == "scalar" and "score.weight" not in checkpoint.tensors("model"):
+    if head == "scalar" and "score.weight" not in checkpoint.reader("model").shapes:
         raise UserError(
             f"{path}: holds no reward model (no score.weight); name a checkpoint that `farside reward` made"
         )
     load_foreign(checkpoint, engine)
+    return engine, checkpoint
+
+
+def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:
+    """``load_engine`` as an unsharded copy on every rank."""
+    engine, checkpoint = load_engine(runtime, data, path, head)
     return engine.replica(), checkpoint
 
 

@@ -11,7 +11,7 @@ from farside.configs.stages import replay_stage
 from farside.data.batch import Batch
 from farside.data.prepare import Prepared
 from farside.train.loop import Feed
-from farside.train.phase import loader_maker, make_sources
+from farside.train.phase import loader_maker, make_mixtures, make_sources
 from farside.train.runtime import Runtime
 
 
@@ -27,8 +27,8 @@ class Replay:
         stage = replay_stage(runtime.config)
         if stage is None:
             return cls(None, 0.0)
-        sources = make_sources(runtime.config, data)
-        return cls(loader_maker(runtime, sources, "replay")(stage), runtime.config.rl.replay.weight)
+        mixtures = make_mixtures(runtime.config, [stage], data, make_sources(runtime.config, data), "replay")
+        return cls(loader_maker(runtime, mixtures)(stage), runtime.config.rl.replay.weight)
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of RL step ``step`` (from 0), with the sources' own weights."""

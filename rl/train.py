@@ -1,4 +1,4 @@
-"""The worker behind ``farside rl``: GRPO from a warm-started policy with verifier and reward model."""
+"""The worker behind ``farside rl``: RL from a warm-started policy with verifier and reward model."""
 
 import json
 import time
@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
+from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
-from farside.configs.schema import Config
+from farside.configs.schema import Config, RlConfig
 from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
+from farside.rl.algorithms.registry import make_algorithm
+from farside.rl.learner import Learner
 from farside.rl.loop import RlLoop
-from farside.rl.policy import load_unsharded
+from farside.rl.policy import load_engine, load_unsharded
 from farside.rl.replay import Replay
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import RewardModel
@@ -19,7 +22,8 @@ from farside.rl.reward.train_reward import NORMALISATION
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
-from farside.train.checkpoint.store import CheckpointStore
+from farside.train.checkpoint.contract import contract
+from farside.train.checkpoint.store import OWN_KEYS, CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.phase import identity, load_data, load_foreign, write_summary
 from farside.train.runtime import Runtime, worker_main
@@ -27,18 +31,21 @@ from farside.train.runtime import Runtime, worker_main
 
 def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> dict[str, Any]:
     """Resumes, or starts from the policy's checkpoint."""
+    store.preflight(engine)
     resumed = store.resume(engine)
     if resumed is not None:
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
-            print(f"resumed at step {resumed.step} from {resumed.path}", flush=True)
-        return {key: value for key, value in resumed.state.items() if key not in ("identity", "parent", "updates")}
+            print(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", flush=True)
+        state = {key: value for key, value in resumed.state.items() if key not in OWN_KEYS}
+        return {"problems": resumed.step * runtime.config.rl.prompts_per_step, **state}  # older ones do not count them
     if runtime.init_from is None:
         raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
     parent = store.start_from(runtime.init_from)
     load_foreign(parent, engine)
     return {key: parent.state[key] for key in ("rope", "trained_length", "tokens")} | {
         "step": 0,
+        "problems": 0,
         "stage": "rl",
     }
 
@@ -58,6 +65,15 @@ def load_reward_model(runtime: Runtime, data: Prepared) -> RewardModel | None:
     return RewardModel(model, spread["center"], spread["scale"])
 
 
+def load_reference(runtime: Runtime, data: Prepared) -> NativeEngine | None:
+    """The policy that RL started from, frozen, or None when no distance from it is asked for."""
+    if runtime.config.rl.kl.weight == 0:
+        return None
+    if runtime.init_from is None:
+        raise UserError("rl.kl.weight: no policy to measure from; name its checkpoint with train.init_from=PATH")
+    return load_engine(runtime, data, runtime.init_from, "lm")[0]
+
+
 def check(config: Config) -> None:
     """Raises UserError for settings of rl that cannot run."""
     weights = (config.rl.verifier_weight, config.rl.reward_model_weight)
@@ -65,6 +81,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"rl.verifier_weight = {weights[0]}, rl.reward_model_weight = {weights[1]}; give none below 0 and one above"
         )
+    check_layout(config)
     replay_stage(config)
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
     if config.rl.prompts_per_step % ranks:
@@ -72,8 +89,31 @@ def check(config: Config) -> None:
             f"rl.prompts_per_step = {config.rl.prompts_per_step} does not divide over {ranks} ranks; "
             f"use a multiple of {ranks}"
         )
+    check_algorithm(config.rl)
     if config.rl.samples_per_prompt < 2:
         raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
+
+
+def check_algorithm(rl: RlConfig) -> None:
+    """Raises UserError for what no algorithm can work with."""
+    make_algorithm(rl)
+    for key, least in (
+        ("updates_per_step", 1),
+        ("sampling_rounds", 1),
+        ("overlong_cache", 0),
+        ("truncation_penalty", 0),
+    ):
+        if getattr(rl, key) < least:
+            raise UserError(f"rl.{key} = {getattr(rl, key)}; give at least {least}")
+    if rl.overlong_cache > rl.max_new_tokens:
+        raise UserError(f"rl.overlong_cache = {rl.overlong_cache} is above rl.max_new_tokens = {rl.max_new_tokens}")
+    for key in ("temperature", "temperature_end", "tau"):
+        if (value := getattr(rl, key)) is not None and value <= 0:
+            raise UserError(f"rl.{key} = {value}; give more than 0")
+    if rl.kl.weight < 0:
+        raise UserError(f"rl.kl.weight = {rl.kl.weight}; give 0 or more")
+    if not 0 <= rl.correction.low <= rl.correction.high:
+        raise UserError(f"rl.correction: low = {rl.correction.low}, high = {rl.correction.high}; give 0 <= low <= high")
 
 
 def main(runtime: Runtime) -> None:
@@ -82,15 +122,18 @@ def main(runtime: Runtime) -> None:
     check(config)
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device, entropy=True)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    agreed = {f"rl.{key}": getattr(config.rl, key) for key in ("prompts_per_step", "samples_per_prompt")}
+    agreed |= {f"rl.replay.{key}": getattr(config.rl.replay, key) for key in ("samples", "seq_len", "mixture")}
+    agreed = contract(config, data.summary["fingerprint"], "rl", [], **agreed)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin_rl(runtime, engine, store)
     rollout = NativeRollout(engine.replica(), data.tokenizer)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         reward = CombinedReward(
             verifier, load_reward_model(runtime, data), config.rl.reward_model_weight, config.rl.verifier_weight
         )
-        replay = Replay.of(runtime, data)
-        RlLoop(runtime, engine, rollout, make_task(config.sft.task), reward, replay, store).run(progress)
+        learner = Learner(config, engine, Replay.of(runtime, data), load_reference(runtime, data))
+        RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store).run(progress)
     write_summary(
         runtime,
         started,
@@ -101,4 +144,4 @@ def main(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    worker_main(main, check=check)

@@ -11,10 +11,12 @@ ROOT_MODE = 0o755
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, mebibytes: int) -> Iterator[bool]:
-    """A tmpfs of that size on ``path``; yields whether there is one: only root may mount, and not everywhere."""
+def small_disk(path: Path, mebibytes: int, inodes: int = 0) -> Iterator[bool]:
+    """A tmpfs of that size on ``path`` (inodes: 0 for enough); yields whether there is one: only root may mount, and
+    not everywhere."""
     path.mkdir()
-    mounted = _mount("-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(path))
+    options = f"size={mebibytes}m" + (f",nr_inodes={inodes}" if inodes else "")
+    mounted = _mount("-t", "tmpfs", "-o", options, "tmpfs", str(path))
     try:
         yield mounted
     finally:

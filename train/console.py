@@ -1,5 +1,7 @@
 """What a terminal shows: lines folded at words to its width; one line a step, and a progress bar below them."""
 
+import io
+import os
 import shutil
 import sys
 import textwrap
@@ -32,6 +34,34 @@ def fold(text: str, indent: int = 0) -> str:
 def say(text: str, indent: int = 0) -> None:
     """Prints one folded line at once."""
     print(fold(text, indent), flush=True)
+
+
+class _Terminal(io.TextIOWrapper):
+    """stdout that goes silent when its terminal is gone (a closed window, a lost connection) and fails nobody."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return self._fall_silent()
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            self._fall_silent()
+
+    def _fall_silent(self) -> int:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        return 0
+
+
+def outlive_terminal() -> None:
+    """From here on a terminal that goes away is no reason for this process to fail."""
+    if sys.stdout.isatty():
+        sys.stdout = _Terminal(open(1, "wb", closefd=False), encoding="utf-8", line_buffering=True)  # noqa: SIM115
 
 
 def console() -> Console:
@@ -94,6 +124,8 @@ def format_step(title: str, record: dict[str, Any], steps: int) -> str:
     if record.get("stage", title) != title:
         parts.append(f"{record['stage']} {record['seq_len']:,}")
     parts += [f"{NAMES.get(key, key)} {text.format(record[key])}" for key, text in FORMATS.items() if key in record]
+    if "skipped" in record:
+        parts.append(f"skipped: {record['skipped']}")
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tok/s")
     parts.append(f"{record['seconds']:.2f} s")

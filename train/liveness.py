@@ -99,6 +99,12 @@ def print_stacks_on_signal() -> None:
     faulthandler.register(STACKS, all_threads=True)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """What asks a run to save and end: also that its terminal is gone, unless nohup said not to mind."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hang_up]
+
+
 def heartbeat_file(logs: Path, rank: int) -> Path:
     return logs / f"heartbeat_rank_{rank}"
 

@@ -1,60 +1,28 @@
 """The training loop. It owns time: steps, stages, checkpoints, hooks. The engine computes, the loader feeds."""
 
-import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from farside.configs.schema import Config
 from farside.configs.stages import Stage
-from farside.data.batch import Batch
+from farside.data.digest import batch_digest
 from farside.parallel import comm
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
-from farside.train.engine.base import Engine, Outputs
+from farside.train.engine.base import Engine
+from farside.train.guard import Guard, read
+from farside.train.hooks import Feed, Hook, StepInfo
 from farside.train.loss import LossFn
 from farside.train.metrics import MetricsWriter
-from farside.train.model.flops import peak, utilisation
+from farside.train.model.flops import peak
 from farside.train.precision import COMPUTED
 from farside.train.profile import StepProfiler
+from farside.train.progress import Diverged, Progress
+from farside.train.record import describe_speed, peak_memory_bytes
 from farside.train.runtime import Runtime, Stopped, write_status
 from farside.train.schedule import lr_factor
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What hooks see after a step. step counts from 1."""
-
-    step: int
-    stage: Stage
-
-
-class Feed(Protocol):
-    def step(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of the stage's step ``step`` (from 0)."""
-        ...
-
-
-class Hook(Protocol):
-    every: int
-
-    def __call__(self, info: StepInfo) -> None: ...
-
-
-@dataclass
-class Progress:
-    """What a checkpoint stores beside tensors: data cursors are functions of ``step``."""
-
-    step: int = 0
-    tokens: int = 0
-    trained_length: int = 0
-    """Longest sample ever trained on, parents included."""
-
-    def record(self, stage: Stage) -> dict[str, Any]:
-        return {**vars(self), "stage": stage.name, "rope": stage.rope.record()}
+from farside.train.stragglers import Stragglers, warning
 
 
 class TrainLoop:
@@ -88,56 +56,119 @@ class TrainLoop:
         runtime = self.runtime
         self.metrics = MetricsWriter(runtime.dir, progress.step) if runtime.main else None
         self.printer = StepPrinter(self.title, self.last_step, self.config.logging.every, silent=not runtime.main)
-        self.peak = peak(runtime.device, COMPUTED[self.config.train.dtype]) if runtime.main else 1.0
+        self.peak = peak(runtime.device, COMPUTED[self.config.train.dtype])
         self.profiler = StepProfiler(self.config.profile, runtime.dir, runtime.mesh.dp_rank, runtime.device)
+        self.guard = Guard(self.config.train.guard, progress.guard)
+        self.stragglers = Stragglers(self.config.logging.compare_ranks, runtime.mesh.world, runtime.device)
         try:
             for stage in self.stages:
                 if progress.step <= stage.last_step:
                     self._run_stage(stage, progress)
         finally:
+            self.store.let_end()
+            self.stragglers.close()
             self.profiler.close()
             self.printer.close()
             if self.metrics:
                 self.metrics.close()
 
     def _run_stage(self, stage: Stage, progress: Progress) -> None:
-        pulse = self.runtime.pulse
-        pulse.expect_slow(progress.step + 1)
+        self.runtime.pulse.expect_slow(progress.step + 1)
         self.engine.set_rope(stage.rope)
+        if progress.step == stage.first_step:
+            self.guard.forget()  # another stage has other losses
         loader = self.make_loader(stage)
+        rewound: dict[str, Any] = {}
         while progress.step < stage.last_step:
-            started = time.perf_counter()
-            pulse.beat("data", progress.step + 1)
-            local_step = progress.step - stage.first_step
-            microbatches = loader.step(local_step)
-            # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
-            mesh = self.runtime.mesh
-            mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
-            total_weight, pairs, stop = comm.sum_floats(
-                [
-                    sum(batch.weight for batch in mine),
-                    sum(batch.visible_pairs for batch in mine),
-                    float(self.runtime.stop.requested),
-                ],
-                mesh.world,
-                self.runtime.device,
-            )
-            if stop:
-                self._stop(stage, progress)
-            lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
-            with self.profiler.around(progress.step + 1):
-                pulse.beat("forward")
-                outputs = self.engine.forward_backward(microbatches, pulse.around(self.loss_fn), total_weight)
-                pulse.beat("step")
-                stats = self.engine.step(lr)
-            progress.step += 1
-            progress.tokens += stage.global_batch_size * stage.seq_len
-            progress.trained_length = max(progress.trained_length, stage.seq_len)
-            self._record(stage, progress, outputs, stats.grad_norm, lr, pairs, time.perf_counter() - started)
+            record = self._step(stage, progress, loader)
+            self._write({**record, **rewound})
+            rewound = {}
+            if self.guard.gives_up:
+                rewound = self._rewind(stage, progress)
+                continue
             self._call_hooks(stage, progress)  # before saving: a kill in between repeats them, it does not lose them
-            if progress.step % self.config.checkpoint.every == 0 or progress.step == stage.last_step:
+            due = progress.step % self.config.checkpoint.every == 0 and not self.guard.streak
+            if due or progress.step == stage.last_step:
                 self._save(stage, progress)
+        self.store.finish()
+        progress.left_out = 0
         self.after_stage(stage)
+
+    def _step(self, stage: Stage, progress: Progress, loader: Feed) -> dict[str, Any]:
+        """One step; returns its line of metrics.jsonl."""
+        started, mesh, pulse = time.perf_counter(), self.runtime.mesh, self.runtime.pulse
+        pulse.beat("data", progress.step + 1)
+        local_step = progress.step - stage.first_step
+        microbatches = loader.step(local_step + progress.left_out)
+        # one reduction decides both the loss's denominator and whether to stop: all ranks agree at this boundary
+        mine = microbatches if mesh.leads else []  # of the ranks that share samples one counts them
+        total_weight, pairs, digest, stop, failed = comm.sum_floats(
+            [
+                sum(batch.weight for batch in mine),
+                sum(batch.visible_pairs for batch in mine),
+                batch_digest(mine, mesh.dp_rank * (stage.global_batch_size // mesh.dp_size)),
+                float(self.runtime.stop.requested),
+                float(self.store.failed),
+            ],
+            mesh.world,
+            self.runtime.device,
+        )
+        if failed:
+            self.store.finish()
+        if stop:
+            self._stop(stage, progress)
+        lr = stage.lr * lr_factor(self.config.schedule, local_step, stage.steps)
+        with self.profiler.around(progress.step + 1):
+            pulse.beat("forward")
+            outputs = self.engine.forward_backward(microbatches, pulse.around(self.loss_fn), total_weight)
+            pulse.beat("step")
+            stats = self.engine.step(lr, self.guard.judge(outputs.loss))
+        learnt = read({"loss": outputs.loss, **vars(stats), **outputs.metrics})  # the host waits for the device here
+        progress.step += 1
+        progress.tokens += stage.global_batch_size * stage.seq_len
+        progress.trained_length = max(progress.trained_length, stage.seq_len)
+        possible = self.peak * mesh.dims.world_size
+        return {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "batch_digest": int(digest),
+            **self.guard.settle(learnt, local_step + progress.left_out),
+            "lr": lr,
+            **describe_speed(stage, self.config.model, pairs, possible, time.perf_counter() - started),
+            "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
+            **self.stragglers.compare(progress.step),
+        }
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.metrics:
+            self.metrics.write(record)
+            self.printer.step(record)
+            if line := warning(record):
+                self.printer.say(line)
+
+    def _rewind(self, stage: Stage, progress: Progress) -> dict[str, Any]:
+        """Back to the newest checkpoint, and on with the batches after those that went wrong. All ranks come here
+        together. Returns what the next step's line says of it."""
+        bad = f"{self.guard.streak} bad steps in a row before step {progress.step + 1} of {stage.name}"
+        if progress.rewinds == self.config.train.guard.rewinds:
+            raise Diverged(f"{bad}, after {progress.rewinds} returns to a checkpoint (train.guard.rewinds)")
+        self.store.finish()
+        saved = self.store.resume(self.engine)
+        if saved is None:
+            raise Diverged(f"{bad}, and no checkpoint to go back to")
+        self.engine.set_rope(stage.rope)
+        then = Progress.of(saved.state)
+        first, count = then.step - stage.first_step + progress.left_out, progress.step - then.step
+        told = {"rewound": {"from": progress.step, "to": then.step, "left_out_batches": [first, first + count - 1]}}
+        progress.step, progress.tokens, progress.trained_length = then.step, then.tokens, then.trained_length
+        progress.left_out, progress.rewinds = progress.left_out + count, progress.rewinds + 1
+        self.guard = Guard(self.config.train.guard, then.guard)
+        if self.metrics:
+            self.metrics.rewind(progress.step)
+        for hook in self.hooks:
+            hook.rewind(progress.step)
+        self.printer.say(f"{bad}: back to step {then.step}, leaving out {count} batches")
+        return told
 
     def _call_hooks(self, stage: Stage, progress: Progress) -> None:
         try:
@@ -147,53 +178,18 @@ class TrainLoop:
                     hook(StepInfo(progress.step, stage))
         except Stopped:
             self._save(stage, progress)
+            self.store.finish()
             raise
-
-    def _record(
-        self,
-        stage: Stage,
-        progress: Progress,
-        outputs: Outputs,
-        grad_norm: torch.Tensor,
-        lr: float,
-        pairs: float,
-        seconds: float,
-    ) -> None:
-        if not self.metrics:
-            return
-        tokens = stage.global_batch_size * stage.seq_len
-        possible = self.peak * self.runtime.mesh.dims.world_size * seconds
-        record = {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "loss": outputs.loss.item(),
-            "grad_norm": grad_norm.item(),
-            "lr": lr,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            **utilisation(self.config.model, stage.seq_len, tokens, pairs, possible),
-            "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
-            "stage": stage.name,
-            "seq_len": stage.seq_len,
-            **{name: value.item() for name, value in outputs.metrics.items()},
-        }
-        self.metrics.write(record)
-        self.printer.step(record)
 
     def _save(self, stage: Stage, progress: Progress) -> None:
         self.runtime.pulse.beat("save")
+        progress.guard = self.guard.record()
         self.store.save(self.engine, progress.step, progress.record(stage))
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress.step, steps=self.last_step)
 
     def _stop(self, stage: Stage, progress: Progress) -> None:
         self._save(stage, progress)
+        self.store.finish()
         self.printer.say(f"stopped at step {progress.step}, checkpoint saved; the same command goes on from there")
         raise Stopped(f"asked to stop at step {progress.step}")
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Of this process: allocated on the accelerator, or resident on the CPU (Linux counts KiB)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

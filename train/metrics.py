@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import secrets
 import signal
@@ -31,6 +32,9 @@ class MetricsWriter:
 
     def __init__(self, path: Path, step: int, name: str = "metrics.jsonl") -> None:
         self.path = path / name
+        self._keep(step)
+
+    def _keep(self, step: int) -> None:
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -38,8 +42,15 @@ class MetricsWriter:
         self.stream = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
-        self.stream.write(json.dumps(record) + "\n")
+        """What is no finite number becomes null: JSON has no NaN."""
+        wrong = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+        self.stream.write(json.dumps({**record, **wrong}) + "\n")
         self.stream.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after ``step``."""
+        self.stream.close()
+        self._keep(step)
 
     def close(self) -> None:
         self.stream.close()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +14,12 @@ from farside.configs.rope import Rope
 from farside.configs.schema import Config, ModelConfig
 from farside.configs.stages import Stage
 from farside.data.batch import Batch
+from farside.data.joined import Joined
 from farside.data.loader import Loader
-from farside.data.mixture import Mixture, Source
-from farside.data.order import fold
+from farside.data.mixing import StageMixture, stage_mixtures
+from farside.data.mixture import Source
 from farside.data.pack import TextSource, TraceSource
+from farside.data.plan import PlanStore
 from farside.data.prepare import Prepared, prepare
 from farside.data.synthetic.copy import CopySource
 from farside.data.synthetic.needle import NeedleSource
@@ -27,11 +28,12 @@ from farside.data.synthetic.tasks import TASKS
 from farside.data.tokenizer import Tokenizer
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
-from farside.train.loop import Progress
 from farside.train.loss import lm_loss
+from farside.train.progress import Progress
 from farside.train.runtime import Runtime
 
 SUMMARY = "summary.json"
@@ -81,36 +83,37 @@ def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> 
         if data.language(name) in TaskSource.languages:
             rest = (name, data.language(name), tokens, data.tokenizer, config.data.synthetic, config.data.seed)
             sources |= {f"{kind}_{name}": TaskSource(kind, *rest) for kind in TASKS}
-    everything = np.concatenate([data.tokens(name, "train") for name in data.names])
+    everything = Joined([data.tokens(name, "train") for name in data.names])
     sources["copy"] = CopySource(everything, data.tokenizer.vocab_size, config.data.seed)
     if traces is not None:
         sources["trace"] = TraceSource(traces, data.tokenizer, config.data.seed)
     return sources
 
 
-def check_samples(stages: Sequence[Stage], sources: dict[str, Source], few: int = 4) -> None:
-    """Draws a few samples of every stage, so that a later one that cannot run is named before the first step."""
-    for stage in stages:
-        unknown = sorted(set(stage.mixture) - set(sources))
-        if unknown:
-            raise UserError(
-                f"stage {stage.name!r}: mixture names {unknown[0]!r}; there are {', '.join(sorted(sources))}"
-            )
-        for name in sorted(name for name, share in stage.mixture.items() if share):
+def make_mixtures(
+    config: Config, stages: Sequence[Stage], data: Prepared, sources: dict[str, Source], salt: str = "", few: int = 4
+) -> list[StageMixture]:
+    """The mixture of every stage, packing plans made. Draws a few samples of every source, so that a later stage that
+    cannot run is named before the first step."""
+    store = PlanStore(data.folder / "plans", data.summary["fingerprint"])
+    mixtures = stage_mixtures(config.data, stages, sources, store, salt)
+    for planned in mixtures:
+        for source in planned.mixture.sources:
             for index in range(few):
                 try:
-                    sources[name].sample(index, stage.seq_len)
+                    source.sample(index, planned.stage.seq_len)
                 except UserError as error:
-                    raise UserError(f"stage {stage.name!r}: {error}") from error
+                    raise UserError(f"stage {planned.stage.name!r}: {error}") from error
+    return mixtures
 
 
-def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -> Callable[[Stage], Loader]:
-    """Loaders by stage. Each stage draws its own order: the seed is folded with the stage's number."""
+def loader_maker(runtime: Runtime, mixtures: Sequence[StageMixture]) -> Callable[[Stage], Loader]:
+    """Loaders by stage."""
+    by_stage = {planned.stage.index: planned.mixture for planned in mixtures}
 
     def make(stage: Stage) -> Loader:
-        mixture = Mixture(sources, stage.mixture, fold(runtime.config.data.seed, salt, stage.index))
         return Loader(
-            mixture,
+            by_stage[stage.index],
             stage.seq_len,
             stage.global_batch_size,
             stage.micro_batch_size,
@@ -123,12 +126,13 @@ def loader_maker(runtime: Runtime, sources: dict[str, Source], salt: str = "") -
 
 def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Progress:
     """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
+    store.preflight(engine)
     resumed = store.resume(engine)
     if resumed is not None:
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
-            say(f"resumed at step {resumed.step} from {resumed.path}", indent=2)
-        return Progress(resumed.step, resumed.state["tokens"], resumed.state["trained_length"])
+            say(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", indent=2)
+        return Progress.of(resumed.state)
     if runtime.init_from is None:
         return Progress()
     parent = store.start_from(runtime.init_from)
@@ -138,10 +142,7 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
 
 def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
     """Weights of another phase; a head that it lacks (score) keeps its initial values."""
-    weights = checkpoint.tensors("model")
-    for name, value in engine.named_weights():
-        weights.setdefault(name, value)
-    engine.load_weights(weights)
+    engine.load_weights(checkpoint.reader("model"))
     engine.set_rope(Rope.from_record(checkpoint.state["rope"]))
 
 
@@ -169,11 +170,11 @@ def write_summary(runtime: Runtime, started: float, **facts: Any) -> None:
     """summary.json: a phase's headline facts and the checkpoint it leaves behind. Rank 0 only."""
     if not runtime.main:
         return
-    from farside.train.checkpoint.format import read
+    from farside.train.checkpoint.format import load
 
     path = newest(runtime.dir)
     assert path is not None
-    checkpoint = read(path)
+    checkpoint = load(path)
     described = {
         "path": str(path),
         "step": checkpoint.step,

@@ -7,17 +7,19 @@ import shutil
 import time
 
 from farside.configs.stages import Stage, pretrain_stages
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.contract import contract
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.eval.niah import GridHook, check_grid, evaluate_grid
 from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
 from farside.train.phase import (
     begin,
-    check_samples,
     identity,
     load_data,
     loader_maker,
+    make_mixtures,
     make_sources,
     validation_loss,
     write_summary,
@@ -32,12 +34,12 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     if runtime.main:
         shutil.copyfile(data.folder / "data.json", runtime.dir / "data.json")
-    sources = make_sources(config, data)
-    check_samples(stages, sources)
+    mixtures = make_mixtures(config, stages, data, make_sources(config, data))
     if config.eval.every or any(stage.eval for stage in stages):
         check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    agreed = contract(config, data.summary["fingerprint"], "stages" if config.stages else "data", stages)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin(runtime, engine, store)
 
     def after_stage(stage: Stage) -> None:
@@ -49,7 +51,7 @@ def main(runtime: Runtime) -> None:
         runtime,
         engine,
         stages,
-        loader_maker(runtime, sources),
+        loader_maker(runtime, mixtures),
         lm_loss,
         store,
         "train",
@@ -62,4 +64,4 @@ def main(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    worker_main(main, check=pretrain_stages)

@@ -13,6 +13,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ import torch.distributed as dist
 
 from farside.configs import compose
 from farside.configs.errors import UserError
+from farside.configs.layout import check_layout
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh, ParallelDims
-from farside.train.liveness import Pulse, print_stacks_on_signal
+from farside.train.console import outlive_terminal
+from farside.train.liveness import Pulse, print_stacks_on_signal, stop_signals
 from farside.train.metrics import Descriptions, die_with_parent, hold_directory, write_status
 
 STOP_FILE = "stop"
@@ -53,11 +56,14 @@ class Runtime:
 
 
 class StopRequest:
-    """Asked for by SIGTERM, SIGINT or the stop file; agreed on by all ranks at a step's boundary."""
+    """Asked for by SIGTERM, SIGINT, SIGHUP or the stop file; agreed on by all ranks at a step's boundary.
+
+    A second signal changes nothing here: batch systems send one to every process, and torchrun passes its own on.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files, self.signalled = list(files), False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -77,12 +83,15 @@ class Stopped(Exception):
     """The run was asked to stop, has saved what it must, and ends well."""
 
 
-def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> None:
+def worker_main(
+    entry: Callable[[Runtime], int | None], folder: str = "", check: Callable[[Config], object] = check_layout
+) -> None:
     """Runs ``entry`` as this process's whole job and turns its end into an exit code: 0 done or stopped, 2 wrong
     input, 1 anything else. The cause is left in logs/error_rank_N.json for the launcher.
 
     entry: may return the exit code of a check that came to its end; a launcher, who sees the job finished, reads the
-    verdict from the directory. folder: inside the run directory, for a job that is no training run.
+    verdict from the directory. folder: inside the run directory, for a job that is no training run. check: raises
+    UserError for a configuration that cannot run; asked before any process group exists.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--resolved", type=Path)
@@ -101,7 +110,7 @@ def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> Non
     before: Descriptions | None = None
     code, answer = 0, None
     try:
-        config, mesh, device = _start(arguments.resolved, overrides, rank)
+        config, mesh, device = _start(arguments.resolved, overrides, check)
         if arguments.launcher is None:  # else the launcher holds the directory
             _on_rank_0(lambda: _take(Path(config.run.dir) / folder, held))
         directory = arguments.dir or Path(config.run.dir) / folder
@@ -127,7 +136,8 @@ def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> Non
         line = _report_failure(directory, rank, error, code)
         if code == 2 and before is not None:
             before.restore()
-        if arguments.launcher is None and (rank == 0 or code == 1):
+        alone = code == 2 and not dist.is_initialized() and rank > 0 and not _cut_short(stop)
+        if arguments.launcher is None and (rank == 0 or code == 1 or alone):
             os.write(terminal, f"error: {line}\n".encode())
     if code == 0 and dist.is_initialized():
         dist.barrier()  # nobody leaves while a peer still reads from it
@@ -140,24 +150,38 @@ def worker_main(entry: Callable[[Runtime], int | None], folder: str = "") -> Non
     os._exit(code)
 
 
-def _start(resolved: Path | None, overrides: list[str], rank: int) -> tuple[Config, Mesh, torch.device]:
+def _start(
+    resolved: Path | None, overrides: list[str], check: Callable[[Config], object]
+) -> tuple[Config, Mesh, torch.device]:
+    """Every rank composes for itself and finds what is wrong before a group exists; rank 0's composition counts."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = compose.load(resolved) if resolved else compose.compose(overrides)
+    check(config)
+    dims = ParallelDims.resolve(config.parallel, world_size)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    config = compose.load(resolved) if resolved else None
     if world_size > 1:
         # the watch is there before it and names the culprit; this is for a job whose watch was killed
-        timeout = datetime.timedelta(seconds=config.train.slow_timeout_seconds + 60 if config else 1860)
+        timeout = datetime.timedelta(seconds=config.train.slow_timeout_seconds + 60)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    if config is None:
-        config = compose.from_yaml(_on_rank_0(lambda: compose.to_yaml(compose.compose(overrides))))
+    if resolved is None:
+        config = compose.from_yaml(_on_rank_0(lambda: compose.to_yaml(config)))
     torch.set_num_threads(config.launch.threads_per_rank)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return config, ParallelDims.resolve(config.parallel, world_size).build(device.type), device
+    return config, dims.build(device.type), device
+
+
+def _cut_short(stop: StopRequest, seconds: float = 10.0) -> bool:
+    """Leaves the last word on wrong input to rank 0, whose end makes torchrun stop this rank: were this rank the first
+    to end, rank 0 might be killed before it has spoken. False: nobody came, so rank 0 sees nothing wrong."""
+    until = time.monotonic() + seconds
+    while not stop.signalled and time.monotonic() < until:
+        time.sleep(0.02)
+    return stop.signalled
 
 
 def _start_watch(directory: Path, config: Config, terminal: int) -> None:
@@ -199,6 +223,7 @@ def _prepare_directory(directory: Path, config: Config, rank: int) -> None:
     log = (directory / "logs" / f"rank_{rank}.log").open("a", buffering=1)
     (directory / "logs" / f"error_rank_{rank}.json").unlink(missing_ok=True)
     os.dup2(log.fileno(), 2)
+    outlive_terminal()
     if rank > 0:
         os.dup2(log.fileno(), 1)
     else:

@@ -8,16 +8,17 @@ import time
 from farside.configs.errors import UserError
 from farside.configs.stages import sft_stages
 from farside.data.chat import TRACES
+from farside.train.checkpoint.contract import contract
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
 from farside.train.phase import (
     begin,
-    check_samples,
     identity,
     load_data,
     loader_maker,
+    make_mixtures,
     make_sources,
     validation_loss,
     write_summary,
@@ -31,16 +32,16 @@ def main(runtime: Runtime) -> None:
     stages = sft_stages(config)
     data = load_data(runtime)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    agreed = contract(config, data.summary["fingerprint"], "sft", stages)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin(runtime, engine, store)
     if progress.step == 0 and runtime.init_from is None:
         raise UserError("sft: no checkpoint to start from; name one with train.init_from=PATH")
-    sources = make_sources(config, data, runtime.dir / TRACES)
-    check_samples(stages, sources)
-    loop = TrainLoop(runtime, engine, stages, loader_maker(runtime, sources, "sft"), lm_loss, store, "sft")
+    mixtures = make_mixtures(config, stages, data, make_sources(config, data, runtime.dir / TRACES), "sft")
+    loop = TrainLoop(runtime, engine, stages, loader_maker(runtime, mixtures), lm_loss, store, "sft")
     loop.run(progress)
     write_summary(runtime, started, validation_loss=validation_loss(runtime, engine, data, stages[-1].seq_len))
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    worker_main(main, check=sft_stages)

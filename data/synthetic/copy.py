@@ -6,6 +6,7 @@ import numpy as np
 
 from farside.data.batch import Sample, document_sample
 from farside.data.chat import SPECIAL_TOKENS
+from farside.data.joined import Joined
 from farside.data.order import rng
 
 
@@ -16,7 +17,7 @@ class CopySource:
     tokens [T]: the text to shuffle.
     """
 
-    def __init__(self, tokens: np.ndarray, vocab_size: int, seed: int) -> None:
+    def __init__(self, tokens: np.ndarray | Joined, vocab_size: int, seed: int) -> None:
         self.tokens, self.vocab_size, self.seed = tokens, vocab_size, seed
 
     def sample(self, index: int, seq_len: int) -> Sample:

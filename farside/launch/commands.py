@@ -10,6 +10,7 @@ from pathlib import Path
 from farside.configs import compose
 from farside.configs.compose import SweepPlan
 from farside.configs.errors import UserError
+from farside.configs.layout import check_layout
 from farside.configs.schema import Config, WandbMode
 from farside.configs.stages import pretrain_stages, replay_stage, sft_stages
 from farside.launch.local import JobFailed, Launcher, launching, read_status
@@ -26,7 +27,9 @@ WORKERS = {
 STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
     "train": (pretrain_stages,),
     "sft": (sft_stages,),
-    "rl": (replay_stage,),
+    "reward": (check_layout,),
+    "rl": (check_layout, replay_stage),
+    "eval niah": (check_layout,),
     "verify": (pretrain_stages,),
     "run": (pretrain_stages, sft_stages, replay_stage),
 }

@@ -15,6 +15,8 @@ from pathlib import Path
 from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
+from farside.train.console import outlive_terminal
+from farside.train.liveness import stop_signals
 from farside.train.metrics import (
     Descriptions,
     die_with_parent,
@@ -41,7 +43,8 @@ class JobFailed(Exception):
 
 @dataclass
 class Launcher:
-    """Starts workers and passes stop requests on: the first Ctrl-C or SIGTERM saves, the second kills."""
+    """Starts workers and passes stop requests on: the first Ctrl-C, SIGTERM or SIGHUP saves, the second
+    kills."""
 
     directory: Path
     before: Descriptions
@@ -50,10 +53,13 @@ class Launcher:
     patience: float = PATIENT
 
     def on_signal(self, number: int, frame: object) -> None:
+        if self.signals and number == signal.SIGHUP:  # the shell sends one, and the kernel another when the shell ends
+            return
         self.signals.append(number)
         (self.directory / STOP_FILE).touch()
         if len(self.signals) == 1:
-            os.write(2, b"\nstopping: saving first (again to kill)\n")  # print may be what we interrupt
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                os.write(2, b"\nstopping: saving first (again to kill)\n")  # print may be what we interrupt
         elif self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
@@ -152,6 +158,7 @@ def _python(config: Config) -> list[str]:
         "--standalone",
         f"--nproc-per-node={ranks}",
         "--max-restarts=0",
+        f"--shutdown-timeout={config.train.slow_timeout_seconds}",  # 30 s else, however long a step and its save take
     ]
 
 
@@ -197,7 +204,8 @@ def launching(directory: Path, command_line: str) -> Iterator[Launcher]:
         (directory / STOP_FILE).unlink(missing_ok=True)
         launcher = Launcher(directory, Descriptions(directory))
         (directory / "command.txt").write_text(command_line + "\n")
-        previous = {number: signal.signal(number, launcher.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        outlive_terminal()
+        previous = {number: signal.signal(number, launcher.on_signal) for number in stop_signals()}
         try:
             yield launcher
         except UserError:

@@ -41,9 +41,23 @@ def pretraining(run: Run) -> Markup:
                 "tokens a second and MFU over steps",
                 prose.SPEED,
             ),
+            *_slowest(rows),
         ]
     parts += _validation(run.summary("pretrain"))
     return section("pretraining", title, *parts)
+
+
+def _slowest(rows: list[Row]) -> list[object]:
+    """The rank that others waited for most, if ranks were compared."""
+    compared = [row for row in rows if is_number(row.get("slowest_score"))]
+    if not compared:
+        return []
+    worst = min(compared, key=lambda row: row["slowest_score"])
+    text = (
+        f"Own time of the ranks, compared {len(compared):,} times; slowest: rank {number(worst['slowest_rank'])}, "
+        f"up to step {number(worst['step'])}; the fastest took {percent(worst['slowest_score'])} of its time."
+    )
+    return [quiet(text)]
 
 
 def _stage_rows(stages: list[Stage]) -> list[tuple[object, ...]]:

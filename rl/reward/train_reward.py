@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from farside.configs.errors import UserError
+from farside.configs.schema import Packing
 from farside.configs.stages import Stage, check_stages
 from farside.data.prepare import Prepared
 from farside.parallel import comm
@@ -17,6 +18,7 @@ from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Completion
+from farside.train.checkpoint.contract import contract
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.loop import TrainLoop
@@ -84,7 +86,9 @@ def main(runtime: Runtime) -> None:
             "or always wrong: change sft.steps, or raise reward.prompts"
         )
     engine = NativeEngine(config, runtime.mesh, runtime.device, head="scalar")
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    pairs_per_batch = {"reward.pairs_per_batch": settings.pairs_per_batch}
+    agreed = contract(config, data.summary["fingerprint"], "reward", [], **pairs_per_batch)
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin(runtime, engine, store)
     longest = max(16, *(row_size([pair.chosen, pair.rejected]) + 1 for pair in pairs["train"]))
     longest += -longest % config.parallel.pieces
@@ -99,6 +103,8 @@ def main(runtime: Runtime) -> None:
         2 * settings.pairs_per_batch,
         2 * settings.micro_pairs,
         {"pairs": 1.0},
+        Packing.concatenate,
+        {},
         False,
     )
     check_stages(config, [stage])

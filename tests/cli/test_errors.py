@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ LIGHT = {
     "wrong choice": (["train", "experiment=tiny", "logging.wandb=perhaps"], "logging.wandb"),
     "unknown experiment": (["train", "experiment=tinny"], "experiment=tinny: no such option; there are:"),
     "batch and ranks": (["train", "experiment=tiny", "data.global_batch_size=3"], "use a multiple of 2"),
+    "layout of another phase": (["rl", "experiment=tiny", "parallel.tp=3"], "parallel.tp = 3 does not divide"),
     "short samples": (["train", "experiment=tiny", "data.seq_len=4"], "seq_len = 4; give at least 16"),
     "bad grammar": (["train", "experiment=tiny", "optim.lr"], "optim.lr"),
     "no run directory": (["status", "nowhere"], "name one run directory"),
@@ -77,23 +79,23 @@ def test_corpus_that_cannot_be_read(tmp_path: Path, words: list[str], pool: Thre
         refused(outcome.result(), *texts)
 
 
-def corrupt(run: Path) -> Path:
-    """Flips one bit of the newest checkpoint's weights; returns the file."""
+def corrupt(run: Path) -> None:
+    """Flips one bit of the newest checkpoint's weights."""
     file = run / "checkpoints" / "step_00000004" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    return file
 
 
 @pytest.mark.timeout(60)
 def test_checkpoints_that_do_not_fit(
     tmp_path: Path, words: list[str], finished: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Of another model, and corrupt; a job whose samples are longer than its text runs beside them."""
+    """Of another model, and corrupt: the one before it is used; a job whose samples are longer than its text runs
+    beside them."""
     shutil.copytree(finished, tmp_path / "other")
     shutil.copytree(finished, tmp_path / "corrupt")
-    file = corrupt(tmp_path / "corrupt")
+    corrupt(tmp_path / "corrupt")
     before = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir() if path.is_file()}
     train = ["train", *words]
     other = pool.submit(farside, [*train, "run.dir=other", "model.hidden_size=32"], tmp_path)
@@ -102,14 +104,15 @@ def test_checkpoints_that_do_not_fit(
     refused(other.result(), "checkpoint of another model", "model.hidden_size: 64 there, 32 here", "another run.dir")
     after = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir() if path.is_file()}
     assert {name for name in before if before[name] != after[name]} == {"lock"}, "what was refused describes nothing"
-    refused(broken.result(), "step_00000004/model.safetensors", "corrupt", "remove this checkpoint's folder")
+    done = broken.result()
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stdout.splitlines() if "warning" in line]
+    assert "step_00000004/model.safetensors: corrupt" in warning
+    assert warning.endswith("set aside as corrupt_step_00000004; going on from step 2")
+    assert "resumed at step 2" in done.stdout
+    assert last_step(tmp_path / "corrupt") == 4
     refused(long.result(), "seq_len", "900000")
     assert "Traceback" in (tmp_path / "long" / "logs" / "rank_0.log").read_text()
-
-    shutil.rmtree(file.parent)  # the remedy
-    done = farside([*train, "run.dir=corrupt"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert last_step(tmp_path / "corrupt") == 4
 
 
 @pytest.mark.slow
@@ -136,10 +139,28 @@ def test_start_from_another_model(tmp_path: Path, words: list[str], finished: Pa
     refused(done, "checkpoint of another model", "model.hidden_size: 64 there, 32 here", str(checkpoint))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_resume_may_change_the_learning_rate_but_not_the_samples(
+    tmp_path: Path, words: list[str], finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    command = ["train", *words, "run.dir=run", "train.steps=6", "optim.lr=0.5", "data.seq_len=32"]
+    refused(farside(command, tmp_path), "data.seq_len: 64 there, 32 here", "checkpoint.force=[data.seq_len]")
+    assert "seq_len: 64" in (tmp_path / "run" / "config.yaml").read_text()
+    done = farside([*command, "checkpoint.force=[data.seq_len]"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "resumed at step 4" in line]
+    assert "changed: " in line
+    assert "-> 0.5" in line
+    assert last_step(tmp_path / "run") == 6
+
+
 @pytest.mark.timeout(60)
 def test_two_jobs_in_one_directory(tmp_path: Path, words: list[str]) -> None:
     with hold_directory(tmp_path / "run"):
-        refused(farside(["train", *words, "run.dir=run"], tmp_path), "run.dir", f"in use by process {os.getpid()}")
+        holder = f"in use by process {os.getpid()} on {socket.gethostname()}"
+        refused(farside(["train", *words, "run.dir=run"], tmp_path), "run.dir", holder)
     assert not (tmp_path / "run" / "status.json").exists()
 
 

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from farside.configs.errors import UserError
+from farside.configs.stages import pretrain_stages
 from farside.train.metrics import hold_directory
-from tests.faults.driver import environment, last_step, status
+from farside.train.runtime import _start
+from tests.cli.test_errors import refused
+from tests.faults.driver import environment, farside, last_step, status
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -101,3 +105,33 @@ def test_terminal_shows_a_bar(tmp_path: Path, words: list[str]) -> None:
     assert "━" in shown.decode()
     assert "/30" in shown.decode()
     assert shown.decode().rstrip().endswith("finished: run")
+
+
+def test_impossible_layouts_are_named_before_a_group_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: object, **keys: object) -> None:
+        raise AssertionError("a process group was started")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", started)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for word, said in {"parallel.tp=3": "parallel.tp = 3 does not divide", "parallel.pp=2": "but 2 ranks were"}.items():
+        with pytest.raises(UserError, match=said):
+            _start(None, ["experiment=tiny", word], pretrain_stages)
+    with pytest.raises(AssertionError, match="was started"):
+        _start(None, ["experiment=tiny"], pretrain_stages)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_impossible_layouts_start_nothing(tmp_path: Path, words: list[str]) -> None:
+    """The launcher takes less than two seconds of processor time, in which no worker imports torch."""
+    for phase in ("train", "reward", "eval niah"):
+        before = os.times()
+        refused(farside([*phase.split(), *words, "parallel.tp=3", "run.dir=run"], tmp_path), "parallel.tp = 3")
+        spent = os.times()
+        assert spent.children_user - before.children_user < 2
+    done = torchrun([*words, "parallel.tp=3", "run.dir=run"], tmp_path)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "parallel.tp = 3 does not divide" in errors[0]
+    assert not (tmp_path / "run").exists()

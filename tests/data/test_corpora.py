@@ -5,7 +5,8 @@ from itertools import combinations
 import pytest
 
 from farside.configs.schema import SourceConfig
-from farside.data.sources import SPLITS, read_source
+from farside.data.sources import SPLITS
+from tests.data.documents import read_source
 
 RUN = 60
 """Characters that two splits may not share in a row."""

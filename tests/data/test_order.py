@@ -1,5 +1,6 @@
 """Order without state: bijections, epochs, mixtures, and one stream for every mesh."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from farside.data.batch import Batch, Sample
 from farside.data.loader import Loader
 from farside.data.mixture import BLOCK, Mixture
-from farside.data.order import epoch_item, fold, permuted, rng
+from farside.data.order import epoch_item, fold, permuted, rng, shuffled_item
 
 
 @given(st.integers(1, 700), st.integers(0, 2**64 - 1))
@@ -32,6 +33,32 @@ def test_epoch_item_visits_each_item_once_an_epoch(size: int, seed: int) -> None
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
     if size > 20:
         assert epochs[0] != epochs[1]
+
+
+@given(st.integers(1, 700), st.integers(0, 2**64 - 1))
+def test_shuffled_item_visits_each_item_once_an_epoch(size: int, seed: int) -> None:
+    epochs = [[shuffled_item(epoch * size + index, size, seed) for index in range(size)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    if size > 20:
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_shuffled_items_look_random() -> None:
+    """Correlation with the index and between neighbours, epochs and seeds; and an even spread of differences."""
+    size = 5000
+    orders = [
+        np.array([shuffled_item(epoch * size + i, size, seed) for i in range(size)])
+        for seed in (1, 2)
+        for epoch in (0, 1)
+    ]
+    for order in orders:
+        assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.06
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.06
+        steps = np.bincount((np.diff(order) % size) * 20 // size, minlength=20) / size
+        assert abs(steps - 0.05).max() < 0.015
+    for one, other in itertools.combinations(orders, 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.06
+        assert (one == other).sum() < 12
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
@@ -107,3 +134,55 @@ def test_every_mesh_and_micro_batch_deals_out_one_stream(size: int, micro: int) 
             name, own = mixed.locate(8 * step + row)
             assert found.labels[row].tolist() == [ord(name)] * 4
             assert found.tokens[row].tolist() == [own] * 4
+
+
+def capped(shares: dict[str, float], most: dict[str, int], seed: int = 0) -> Mixture:
+    return Mixture({name: Numbered(ord(name)) for name in shares}, shares, seed, most=most)
+
+
+@given(
+    SHARES.filter(any), st.lists(st.one_of(st.none(), st.integers(0, 900)), min_size=6, max_size=6), st.integers(0, 9)
+)
+def test_an_ended_source_gives_its_share_to_the_others(values: list[float], ends: list[int | None], seed: int) -> None:
+    shares = dict(zip("abcdef", values))
+    most = {name: end for name, end in zip(shares, ends) if end is not None}
+    mixed = capped(shares, most, seed)
+    count = int(min(mixed.size, 8 * BLOCK))
+    seen: dict[str, list[int]] = {name: [] for name in mixed.names}
+    for index in range(count):
+        name, own = mixed.locate(index)
+        seen[name].append(own)
+    whole = count % BLOCK == 0 or count == mixed.size
+    for name, numbers in seen.items():
+        assert len(set(numbers)) == len(numbers), "a sample is drawn twice"
+        assert len(numbers) <= most.get(name, count)
+        assert not whole or sorted(numbers) == list(range(len(numbers)))
+    assert mixed.counts(count) == {name: len(numbers) for name, numbers in seen.items()}
+    if all(name in most for name in mixed.names):
+        assert mixed.size == sum(most[name] for name in mixed.names)
+        if count == mixed.size:
+            assert {name: len(numbers) for name, numbers in seen.items()} == {name: most[name] for name in seen}
+    else:
+        assert mixed.size == float("inf")
+    free = [name for name in mixed.names if name not in most]
+    for one in free:
+        for other in free:  # those without an end keep their ratio to one another
+            ratio = shares[one] / (shares[one] + shares[other])
+            pair = len(seen[one]) + len(seen[other])
+            assert abs(len(seen[one]) - pair * ratio) <= 3 * len(values) + 2
+
+
+def test_an_end_far_away_costs_nothing() -> None:
+    """Planned by bisection: a trillion samples are as quick as ten."""
+    mixed = capped({"a": 0.5, "b": 0.3, "c": 0.2}, {"a": 10**12, "b": 7 * 10**11})
+    assert len(mixed.stretches) == 3
+    assert mixed.counts(5 * 10**12)["a"] == 10**12
+    assert mixed.counts(5 * 10**12)["b"] == 7 * 10**11
+    assert mixed.locate(5 * 10**12)[0] == "c"
+
+
+def test_the_default_stream_stays_what_it_was() -> None:
+    """Golden: the mixture of the demo's shares, as released with its learning curves."""
+    mixed = mixture({"a": 0.35, "b": 0.35, "c": 0.12, "d": 0.1, "e": 0.08}, 7)
+    stream = [mixed.locate(index) for index in (*range(6), 4500, 10**9)]
+    assert [f"{name}{own}" for name, own in stream] == ["b15", "a61", "e1", "e13", "c27", "d13", "b1558", "d100000008"]

@@ -1,24 +1,26 @@
 """Preparation: once, by content, all or nothing; wrong input named in one line."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from farside.configs.errors import UserError
 from farside.configs.schema import DataConfig, SourceConfig, SourceKind, TokenizerConfig
-from farside.data import prepare as prepare_module
+from farside.data.chat import SPECIAL_TOKENS
 from farside.data.indexed import IndexedTokens, IndexedWriter
 from farside.data.prepare import Prepared, prepare
-from farside.data.sources import SPLITS, read_source
+from farside.data.progress import Bar
+from farside.data.sources import SPLITS
 from farside.data.tokenizer import Tokenizer
+from tests.data.documents import read_source
 
 DOCUMENTS = {
     "train": ["One day the fox, aged 7, met a crow.\n\nIt spoke.", "却说孔明回到汉中。", "Last."],
@@ -105,49 +107,41 @@ def test_where_a_source_lies_does_not_matter(config: DataConfig, tmp_path: Path)
     assert prepare(config) == before
 
 
-def kill_halfway(config: DataConfig) -> None:
-    def die(*arguments: Any) -> dict[str, int]:
-        (arguments[0] / "en.train.bin").write_bytes(bytes(6))
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    prepare_module._write_source = die
-    prepare(config)
-
-
-def test_a_killed_preparation_leaves_nothing_visible(config: DataConfig) -> None:
-    process = multiprocessing.get_context("fork").Process(target=kill_halfway, args=(config,))
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-    assert visible(config) == []
-    assert len(list(Path(config.dir).iterdir())) == 1, "it died while writing"
-    folder = prepare(config)
-    assert visible(config) == [folder.name]
-
-
-def test_a_failed_preparation_cleans_up(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare_module, "_write_source", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_tokenizer_may_be_given(config: DataConfig, tmp_path: Path) -> None:
+    """Its own ids stay; it is made whole for the chat format, and what it would cut off or add is not."""
+    backend = BackendTokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<|endoftext|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(DOCUMENTS["train"], trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    backend.enable_truncation(3)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    size = backend.get_vocab_size()
+    folders = []
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        config.tokenizer.path = str(path)
+        folders.append(prepare(config))
+    assert folders[0] == folders[1]
+    data = Prepared(folders[0])
+    assert data.tokenizer.end_of_text == 1
+    assert data.tokenizer.vocab_size == size + len(SPECIAL_TOKENS) - 1
+    assert data.tokenizer.decode(data.tokens("en", "haystack").tolist()) == "".join(
+        f"{document}<|endoftext|>" for document in DOCUMENTS["haystack"]
+    )
+    config.tokenizer.path = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"data\.tokenizer\.path: no tokenizer\.json at"):
         prepare(config)
-    assert list(Path(config.dir).iterdir()) == []
-
-
-def test_two_at_once_do_not_harm_each_other(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = prepare_module._write_source
-    first: list[Path] = []
-
-    def overtaken(*arguments: Any) -> dict[str, int]:
-        monkeypatch.setattr(prepare_module, "_write_source", original)
-        first.append(prepare(config))
-        return original(*arguments)
-
-    monkeypatch.setattr(prepare_module, "_write_source", overtaken)
-    assert prepare(config) == first[0]
-    assert [path.name for path in Path(config.dir).iterdir()] == [first[0].name]
+    (tmp_path / "tokenizer.json").write_text("{")
+    config.tokenizer.path = str(tmp_path)
+    with pytest.raises(UserError, match=r"data\.tokenizer\.path: .* is no tokenizer"):
+        prepare(config)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -232,7 +226,31 @@ def test_the_highest_token_of_the_vocabulary_is_its_own(config: DataConfig) -> N
     folder = prepare(config)
     highest = Prepared(folder).tokenizer.vocab_size - 1
     rewritten(folder, lambda tokens: tokens.__setitem__(0, highest))
-    Prepared(folder).check()
+    with pytest.raises(UserError, match=r"en\.haystack\.bin: not the bytes that were written here"):
+        Prepared(folder).check()
+
+
+def test_a_summary_that_tells_of_other_sources_is_named(config: DataConfig) -> None:
+    folder = prepare(config)
+    summary = json.loads((folder / "data.json").read_text())
+    for text in (json.dumps(summary | {"languages": {"en": "zh"}}), "{", "[]", json.dumps({"fingerprint": 1})):
+        (folder / "data.json").write_text(text)
+        for use in (lambda: Prepared(folder), lambda: prepare(config)):
+            with pytest.raises(UserError, match=r"data\.json: .*prepared again"):
+                use()
+    (folder / "data.json").unlink()
+    with pytest.raises(UserError, match="does not hold the data that its name tells of"):
+        prepare(config)
+
+
+def test_the_data_of_another_configuration_is_not_taken_for_its_own(config: DataConfig) -> None:
+    folder = prepare(config)
+    config.tokenizer.needle_texts = 49
+    other = prepare(config)
+    shutil.rmtree(other)
+    folder.rename(other)
+    with pytest.raises(UserError, match="does not hold the data that its name tells of"):
+        prepare(config)
 
 
 def test_another_tokenizer_beside_the_files_is_named(config: DataConfig) -> None:
@@ -240,3 +258,22 @@ def test_another_tokenizer_beside_the_files_is_named(config: DataConfig) -> None
     Tokenizer.train(["quite other words"], 300).save(folder / "tokenizer.json")
     with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer its token files were made with"):
         Prepared(folder)
+
+
+def test_progress_is_said_now_and_then_without_a_terminal() -> None:
+    said: list[str] = []
+    seconds = [0.0]
+    with Bar(said.append, lambda: seconds[0]) as bar:
+        bar.begin("reading en")
+        for _ in range(30):
+            seconds[0] += 1
+            bar.advance(1_000_000)
+        bar.begin("tokenizing", total=60_000_000, done=10_000_000)
+        for _ in range(45):
+            seconds[0] += 1
+            bar.advance(1_000_000)
+    assert said == [
+        "reading en: 20.0 MB",
+        "tokenizing: 30.0 of 60.0 MB",
+        "tokenizing: 50.0 of 60.0 MB",
+    ]

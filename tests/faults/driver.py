@@ -17,7 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "FARSIDE_TEST_JOB"
-TIMES = ("seconds", "seconds_rollout", "tokens_per_second", "mfu", "mfu_palm", "mfu_document", "peak_memory_bytes")
+TIMES = (
+    *("seconds", "seconds_rollout", "tokens_per_second", "mfu", "mfu_palm", "mfu_document", "peak_memory_bytes"),
+    *("slowest_rank", "slowest_score", "slowest_own_share"),
+)
 """Fields of metrics.jsonl that may differ between two equal runs."""
 
 

@@ -1,7 +1,7 @@
 """Pretraining that hurts itself: a worker, and a ``farside`` command that starts it instead of the real one.
 
 A heartbeat is the place to do it, because it comes at the beginning of every phase on every rank. The variable HURT
-names rank, step, phase and kind, such as "1 7 forward sleep", and for kill the seconds to wait first.
+names rank, step, phase and kind, such as "1 7 forward sleep", and for kill and term the seconds to wait first.
 """
 
 import os
@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 HURT = "HURT"
 
@@ -38,9 +40,18 @@ def crash() -> None:
 
 
 def kill(seconds: str = "0") -> None:
-    if not float(seconds):
-        os.kill(os.getpid(), signal.SIGKILL)
-    timer = threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL))
+    later(signal.SIGKILL, float(seconds))
+
+
+def term(seconds: str = "0") -> None:
+    later(signal.SIGTERM, float(seconds))
+
+
+def later(number: signal.Signals, seconds: float) -> None:
+    if not seconds:
+        os.kill(os.getpid(), number)
+        return
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
 
@@ -49,7 +60,7 @@ def slow(seconds: str = "0.2") -> None:
     time.sleep(float(seconds))
 
 
-KINDS = {item.__name__: item for item in (sleep, spin, deadlock, stop, crash, kill, slow)}
+KINDS = {item.__name__: item for item in (sleep, spin, deadlock, stop, crash, kill, term, slow)}
 
 
 def hurt(rank: str, step: str, phase: str, kind: str, *more: str) -> None:
@@ -64,6 +75,20 @@ def hurt(rank: str, step: str, phase: str, kind: str, *more: str) -> None:
             KINDS[kind](*more)
 
     Pulse.beat = hurting  # type: ignore[method-assign]
+
+
+def count_renames(log: str) -> None:
+    """From now on every checkpoint that is put in its place is a line of ``log``."""
+    originals = {"rename": os.rename, "replace": os.replace}
+    for name in originals:
+
+        def counted(source: Any, target: Any, original: Any = originals[name], **more: Any) -> None:
+            original(source, target, **more)
+            if Path(target).name.startswith("step_"):
+                with open(log, "a") as lines:
+                    lines.write(f"{Path(target).name}\n")
+
+        setattr(os, name, counted)
 
 
 if __name__ == "__main__":

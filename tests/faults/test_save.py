@@ -12,7 +12,7 @@ import torch
 
 from farside.configs.errors import UserError
 from farside.train.checkpoint import format as checkpoint_format
-from farside.train.checkpoint.store import newest
+from farside.train.checkpoint.retention import newest
 from tests.faults.driver import Job, farside, sequence
 from tests.mounts import small_disk
 
@@ -30,11 +30,11 @@ def crash(name: str, count: int, after: bool) -> Callable[[], None]:
     owner = checkpoint_format.os if name in ("rename", "fsync") else checkpoint_format
     original, calls = getattr(owner, name), [0]
 
-    def dying(*arguments: object) -> object:
+    def dying(*arguments: object, **named: object) -> object:
         calls[0] += 1
         if calls[0] == count and not after:
             os._exit(9)
-        result = original(*arguments)
+        result = original(*arguments, **named)
         if calls[0] == count and after:
             os._exit(9)
         return result
@@ -43,12 +43,12 @@ def crash(name: str, count: int, after: bool) -> Callable[[], None]:
 
 
 POINTS = {
-    "before the first file": crash("save_file", 1, False),
-    "before the second file": crash("save_file", 2, False),
-    "after the second file": crash("save_file", 2, True),
+    "before the first file": crash("write_shard", 1, False),
+    "before the second file": crash("write_shard", 2, False),
+    "after the second file": crash("write_shard", 2, True),
     "before the first fsync": crash("fsync", 1, False),
-    "before the manifest": crash("_sync_and_hash", 3, True),
-    "after the manifest": crash("_sync_and_hash", 4, False),
+    "before the manifest": crash("write_json", 3, False),
+    "after the manifest": crash("write_json", 3, True),
     "before the rename": crash("rename", 1, False),
     "after the rename": crash("rename", 1, True),
 }

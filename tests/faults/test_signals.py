@@ -24,6 +24,7 @@ def terminate_everything(job: Job) -> None:
 
 WAYS: dict[str, Callable[[Job], None]] = {
     "interrupt": interrupt,
+    "hang up": lambda job: job.signal(signal.SIGHUP),
     "torchrun": lambda job: job.signal(signal.SIGTERM, [job.torchrun()]),
     "one worker": lambda job: job.signal(signal.SIGTERM, [job.rank(1)]),
     "everything": terminate_everything,

@@ -109,7 +109,7 @@ def test_checkpoint_of_two_ranks_loads_into_any_mesh_bit_for_bit(
     checkpoint = read(tmp_path / "checkpoints" / "step_00000002")
     tensors = {name: digest(checkpoint.tensors(name)) for name in ("model", "optimizer")}
     assert saved == f"2 {tensors['model']} {tensors['optimizer']}"
-    for size, replicate in ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)):
+    for size, replicate in ((1, 1), (2, 1), (2, 2)):  # test_resharding.py has all meshes
         for loaded, continued, step in ranks.run(load, size, tmp_path, kind, replicate):
             assert (loaded, step) == (saved, 2), f"{size} ranks, dp_replicate {replicate}"
             if (size, replicate) == (2, 1):

@@ -1,6 +1,7 @@
 """Types over the mesh: every layout passes on one process at its real degrees, planted bugs are rejected by name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from farside.parallel.types import MeshTypes, TypeMismatch
 from farside.train.engine.typecheck import check_loss, check_types, shrunken
 from farside.train.loss import LossFn, WeightedSum, lm_loss
 from farside.train.model.heads import Scores, TokenOutputs
+from farside.train.model.mlp import ChunkedMLP, fill
 from tests.parity.cells import Cell, config_of
 from tests.parity.matrix import cover
 from tests.ranks import Rank, RankPool
@@ -104,6 +106,15 @@ def test_what_is_typed_is_said() -> None:
         "stage 2 of 2 (layer 1): hidden states dp V, cp V, tp V",
         "loss: dp V, cp I, tp I",
     ]
+
+
+def test_chunked_mlps_pass_where_whole_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = production((1, 2, 2, 2, 2))
+    chunked = replace(config, train=replace(config.train, mlp_chunk=5))
+    assert check_types(chunked, 16) == check_types(config, 16)
+    monkeypatch.setattr(ShardedTensors, "enter", lambda self, x: comm.gather_alike(x, 1, self.group))
+    with pytest.raises(TypeMismatch, match="Invariant type on axis tp"):
+        check_types(chunked, 16)
 
 
 def test_one_rank_has_no_types() -> None:
@@ -339,6 +350,36 @@ def test_scores_of_a_summand_are_rejected() -> None:
     placements = {"x_NE": {"dp": spmd.P}, "weight_VE": {"dp": spmd.R}, "labels_N": {"dp": spmd.R}}
     with pytest.raises(spmd.SpmdTypeError, match="Partial"):
         rulecheck(Scores, (x_NE, weight_VE, labels_N, 4, True, WholeTensors()), placements, mesh={"dp": 2})
+
+
+class FilledMLP(ChunkedMLP):
+    """The function with the output that its caller fills in."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NE: Tensor, gate_FE: Tensor, up_FE: Tensor, down_EF: Tensor, chunk: int) -> Tensor:
+        out_NE = torch.empty_like(x_NE)
+        fill(out_NE, x_NE, gate_FE, up_FE, down_EF, chunk)
+        return out_NE
+
+
+MLP_CUTS = {
+    "tokens": (spmd.S(0), spmd.R, spmd.R, spmd.R),
+    "width": (spmd.R, spmd.S(0), spmd.S(0), spmd.S(1)),
+    "nothing": (spmd.I, spmd.I, spmd.I, spmd.I),
+}
+
+
+@pytest.mark.usefixtures("no_philox")
+@pytest.mark.parametrize("cut", MLP_CUTS)
+def test_the_rule_of_a_chunked_mlp_holds(cut: str) -> None:
+    """Cut tokens give cut outputs; of a cut width, each rank's output is a summand."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((6, 4), (8, 4), (8, 4), (4, 8))]
+    names = ("x_NE", "gate_FE", "up_FE", "down_EF")
+    placements = {name: {"tp": kind} for name, kind in zip(names, MLP_CUTS[cut], strict=True)}
+    rulecheck(FilledMLP, (*tensors, 4), placements, mesh={"tp": 2})
+    with pytest.raises(spmd.SpmdTypeError, match="Partial"):
+        rulecheck(FilledMLP, (*tensors, 4), {**placements, "x_NE": {"tp": spmd.P}}, mesh={"tp": 2})
 
 
 @pytest.mark.usefixtures("no_philox")

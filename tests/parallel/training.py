@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from farside.configs.schema import Config, Dtype, OptimConfig, OptimKind, ParallelConfig, Recompute
+from farside.configs.schema import CheckpointConfig, Config, Dtype, OptimConfig, OptimKind, ParallelConfig, Recompute
 from farside.data.batch import Batch
 from farside.parallel import comm
+from farside.parallel.box import Box, Piece
 from farside.parallel.mesh import Mesh, ParallelDims
 from farside.train.checkpoint.store import CheckpointStore
-from farside.train.engine.base import EngineState
 from farside.train.engine.native import NativeEngine
 from farside.train.loss import lm_loss
 from tests.ranks import Rank
@@ -99,7 +99,7 @@ def train(
 
 
 def store_of(directory: Path, mesh: Mesh) -> CheckpointStore:
-    return CheckpointStore(directory, 2, mesh.world, {"model": "test"})
+    return CheckpointStore(directory, CheckpointConfig(), mesh.world, {"model": "test"})
 
 
 def save(place: Rank, directory: Path, kind: OptimKind, dtype: Dtype = Dtype.float64) -> tuple[str, str]:
@@ -108,10 +108,12 @@ def save(place: Rank, directory: Path, kind: OptimKind, dtype: Dtype = Dtype.flo
     engine = NativeEngine(config_of(kind, dtype=dtype), mesh, torch.device("cpu"))
     for step in range(2):
         train_step(engine, step, 1)
-    store_of(directory, mesh).save(engine, 2, {"tokens": 7})
-    saved = state_digest(engine.state_dict())
+    store = store_of(directory, mesh)
+    store.save(engine, 2, {"tokens": 7})
+    saved = state_digest(engine)
     train_step(engine, 2, 1)
-    return saved, state_digest(engine.state_dict())
+    store.finish()
+    return saved, state_digest(engine)
 
 
 def load(
@@ -122,13 +124,35 @@ def load(
     engine = NativeEngine(config_of(kind, 99, dtype), mesh, torch.device("cpu"))
     checkpoint = store_of(directory, mesh).resume(engine)
     assert checkpoint is not None
-    loaded = state_digest(engine.state_dict())
+    loaded = state_digest(engine)
     train_step(engine, 2, 1)
-    return loaded, state_digest(engine.state_dict()), checkpoint.step
+    return loaded, state_digest(engine), checkpoint.step
 
 
-def state_digest(state: EngineState) -> str:
-    return f"{state.updates} {digest(state.model)} {digest(state.optimizer)}"
+def whole_state(engine: NativeEngine) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Whole weights, whole moments, updates, from the pieces that the ranks would save: every element by one of them.
+    Weights are as ``named_weights`` gathers them. Collective."""
+    state = engine.state_dict()
+    model, optimizer = (assemble(pieces, engine.mesh.world) for pieces in (state.model, state.optimizer))
+    assert digest(model) == digest(dict(engine.named_weights()))
+    return model, optimizer, state.updates
+
+
+def assemble(pieces: dict[str, Piece], group: comm.Group) -> dict[str, Tensor]:
+    wholes: dict[str, Tensor] = {}
+    covered: dict[str, Tensor] = {}
+    for held in comm.gather_objects(pieces, group):
+        for name, piece in held.items():
+            where = piece.box.within(Box.whole(piece.whole))
+            wholes.setdefault(name, piece.values.new_empty(piece.whole))[where] = piece.values.detach()
+            covered.setdefault(name, torch.zeros(piece.whole))[where] += 1
+    assert all(bool((count == 1).all()) for count in covered.values())
+    return wholes
+
+
+def state_digest(engine: NativeEngine) -> str:
+    model, optimizer, updates = whole_state(engine)
+    return f"{updates} {digest(model)} {digest(optimizer)}"
 
 
 def fail_on_rank_zero(place: Rank, directory: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from farside.configs.layout import check_layout
 from farside.configs.schema import (
     Config,
     ContextConfig,
@@ -25,7 +26,6 @@ from farside.configs.schema import (
     PipelineSchedule,
     Recompute,
 )
-from farside.configs.stages import check_layout
 from farside.data.batch import Batch
 from farside.parallel.mesh import ParallelDims
 from farside.train.engine.native import NativeEngine

@@ -1,17 +1,16 @@
 """Group advantages and the clipped loss against closed forms."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from farside.rl.advantage import EPS, group_normalised
-from farside.rl.loss import grpo_loss, kl_estimates
-
-
-def tensor(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from farside.rl.kl import kl_estimates
+from farside.rl.loss import clipped_objective
+from tests.rl.policy import tensor, weighed
 
 
 def advantages(rewards: list[list[float]], valid: list[list[bool]] | None = None, eps: float = EPS) -> Tensor:
@@ -85,7 +84,7 @@ def test_advantage_rejects_what_it_would_misread() -> None:
 )
 def test_clipping_cases(ratio: float, advantage: float, value: float, slope: float, cut: float) -> None:
     logprobs = tensor(-1.0 + math.log(ratio)).requires_grad_()
-    loss, metrics = grpo_loss(0.2, 0.2)(logprobs, tensor(-1.0), tensor(advantage), tensor(1.0))
+    loss, metrics = weighed(clipped_objective(0.2, 0.2), logprobs, tensor(-1.0), tensor(advantage), tensor(1.0))
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert abs(loss.item() - value) < 1e-12
     assert abs(gradient.item() - slope) < 1e-12  # d rho / d logprob = rho
@@ -96,15 +95,15 @@ def test_clipping_cases(ratio: float, advantage: float, value: float, slope: flo
 
 def test_bounds_are_separate() -> None:
     arguments = (tensor(math.log(1.5), math.log(0.5)), tensor(0.0, 0.0), tensor(1.0, -1.0), tensor(1.0, 1.0))
-    assert abs(grpo_loss(0.2, 0.28)(*arguments)[0].item() - (-1.28 + 0.8)) < 1e-12
-    assert abs(grpo_loss(0.4, 0.2)(*arguments)[0].item() - (-1.2 + 0.6)) < 1e-12
+    assert abs(weighed(clipped_objective(0.2, 0.28), *arguments)[0].item() - (-1.28 + 0.8)) < 1e-12
+    assert abs(weighed(clipped_objective(0.4, 0.2), *arguments)[0].item() - (-1.2 + 0.6)) < 1e-12
 
 
 def test_sum_carries_the_weights() -> None:
     generator = torch.Generator().manual_seed(0)
     logprobs, old, advantage = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
     weights = torch.rand(4, 6, generator=generator, dtype=torch.float64)
-    loss, metrics = grpo_loss(0.2, 0.28)(logprobs, old, advantage, weights)
+    loss, metrics = weighed(clipped_objective(0.2, 0.28), logprobs, old, advantage, weights)
     slow, share = 0.0, 0.0
     for i in range(4):
         for t in range(6):
@@ -114,19 +113,23 @@ def test_sum_carries_the_weights() -> None:
             share += w * ((a > 0 and rho > 1.28) or (a < 0 and rho < 0.8))
     assert abs(loss.item() - slow) < 1e-12
     assert abs(metrics["clip_share"].item() - share) < 1e-12
-    parts = [grpo_loss(0.2, 0.28)(logprobs[i], old[i], advantage[i], weights[i])[0] for i in range(4)]
+    parts = [weighed(clipped_objective(0.2, 0.28), logprobs[i], old[i], advantage[i], weights[i])[0] for i in range(4)]
     assert abs(torch.stack(parts).sum().item() - loss.item()) < 1e-12
 
 
 @pytest.mark.parametrize("garbage", [1e4, math.nan, math.inf, -math.inf])
 def test_tokens_of_weight_zero_are_nothing_at_all(garbage: float) -> None:
     logprobs = tensor(-1.0, garbage, -2.0).requires_grad_()
-    loss, metrics = grpo_loss(0.2, 0.2)(
-        logprobs, tensor(-1.1, 0.0, -2.2), tensor(1.0, garbage, -1.0), tensor(0.5, 0.0, 0.5)
+    loss, metrics = weighed(
+        clipped_objective(0.2, 0.2),
+        logprobs,
+        tensor(-1.1, 0.0, -2.2),
+        tensor(1.0, garbage, -1.0),
+        tensor(0.5, 0.0, 0.5),
     )
     (gradient,) = torch.autograd.grad(loss, logprobs)
     short = tensor(-1.0, -2.0).requires_grad_()
-    expected, _ = grpo_loss(0.2, 0.2)(short, tensor(-1.1, -2.2), tensor(1.0, -1.0), tensor(0.5, 0.5))
+    expected, _ = weighed(clipped_objective(0.2, 0.2), short, tensor(-1.1, -2.2), tensor(1.0, -1.0), tensor(0.5, 0.5))
     (short_gradient,) = torch.autograd.grad(expected, short)
     assert loss.item() == expected.item()
     assert gradient.tolist() == [short_gradient[0].item(), 0.0, short_gradient[1].item()]
@@ -138,7 +141,7 @@ def test_gradient() -> None:
     old, advantage, weights = torch.randn(3, 3, 8, generator=generator, dtype=torch.float64)
     shift = 0.6 * torch.randn(3, 8, generator=generator, dtype=torch.float64)  # both sides of both clips
     logprobs = (old + shift).requires_grad_()
-    loss = grpo_loss(0.2, 0.28)
+    loss = partial(weighed, clipped_objective(0.2, 0.28))
     assert torch.autograd.gradcheck(lambda x: loss(x, old, advantage, weights)[0], logprobs)
     gradient = torch.autograd.grad(loss(logprobs, old, advantage, weights)[0], logprobs)[0]
     assert (gradient == 0).any()
@@ -147,7 +150,7 @@ def test_gradient() -> None:
 
 def test_no_gradient_reaches_old_logprobs_or_advantages() -> None:
     old, advantage = tensor(-1.0).requires_grad_(), tensor(1.0).requires_grad_()
-    loss, _ = grpo_loss(0.2, 0.2)(tensor(-1.0).requires_grad_(), old, advantage, tensor(1.0))
+    loss, _ = weighed(clipped_objective(0.2, 0.2), tensor(-1.0).requires_grad_(), old, advantage, tensor(1.0))
     loss.backward()
     assert old.grad is None
     assert advantage.grad is None
@@ -172,6 +175,6 @@ def test_k1_and_k3_are_unbiased() -> None:
 
 def test_loss_rejects_bad_bounds_and_shapes() -> None:
     with pytest.raises(ValueError, match=r"clip_low=1\.5"):
-        grpo_loss(1.5, 0.2)
+        clipped_objective(1.5, 0.2)
     with pytest.raises(ValueError, match="one shape"):
-        grpo_loss(0.2, 0.2)(tensor(1, 2), tensor(1, 2), tensor(1), tensor(1, 2))
+        weighed(clipped_objective(0.2, 0.2), tensor(1, 2), tensor(1, 2), tensor(1), tensor(1, 2))

@@ -11,6 +11,7 @@ from farside.configs.stages import replay_stage
 from farside.data.batch import Batch
 from farside.parallel import comm
 from farside.parallel.mesh import ParallelDims
+from farside.rl.loss import clipped_objective
 from farside.rl.objective import rl_loss
 from farside.rl.replay import Replay
 from farside.train.engine.native import NativeEngine
@@ -19,6 +20,7 @@ from tests.ranks import Rank, RankPool
 from tests.train.models import SMALL, random_batch, small_config
 
 COMPLETIONS, REPLAYED, WEIGHT = 8, 4, 0.3
+CLIPPED = clipped_objective(0.2, 0.2)
 
 
 def completions(seed: int) -> Batch:
@@ -78,7 +80,7 @@ def train(place: Rank, pieces: int) -> Seen:
         sums = [sum(batch.weight for batch in part) for part in (mine, replayed)]
         valid, total = comm.sum_floats(sums, engine.mesh.dp, engine.device)
         batches = [*mine, *replay.weighed(replayed, valid, total)]
-        outputs = engine.forward_backward(batches, rl_loss(0.2, 0.2, replay.weight), valid * (1 + replay.weight))
+        outputs = engine.forward_backward(batches, rl_loss(CLIPPED, replay.weight), valid * (1 + replay.weight))
         losses.append(outputs.loss.item())
         norms.append(engine.step(1e-2).grad_norm.item())
     metrics = {name: value.item() for name, value in outputs.metrics.items()}
@@ -104,14 +106,14 @@ def test_cut_and_ranks_change_nothing(ranks: RankPool) -> None:
 def test_loss_is_the_weighted_mean_of_both() -> None:
     """Slow twin: the policy's mean per sample plus WEIGHT times the mean over replayed tokens, over 1 + WEIGHT."""
     engine, policy, text = make_engine(0, 1), completions(0), random_batch(50, REPLAYED, 14)
-    alone = engine.forward_backward([policy], rl_loss(0.2, 0.2, 0.0), policy.weight)
+    alone = engine.forward_backward([policy], rl_loss(CLIPPED), policy.weight)
     plain = engine.forward_backward([text], lm_loss, text.weight)
     seen = train(Rank(0, 1), 1)
     expected = (alone.loss.item() + WEIGHT * plain.loss.item()) / (1 + WEIGHT)
     assert seen.losses[0] == pytest.approx(expected, abs=1e-9)
     engine = make_engine(0, 1)
     (weighed,) = Replay(Fixed(1, 0, 1), WEIGHT).weighed([text], policy.weight, text.weight)
-    both = engine.forward_backward([policy, weighed], rl_loss(0.2, 0.2, WEIGHT), policy.weight * (1 + WEIGHT))
+    both = engine.forward_backward([policy, weighed], rl_loss(CLIPPED, WEIGHT), policy.weight * (1 + WEIGHT))
     for name in ("policy_loss", "kl", "ratio", "entropy", "clip_share"):
         assert both.metrics[name].item() == pytest.approx(alone.metrics[name].item(), abs=1e-9), name
     assert both.metrics["replay_loss"].item() == pytest.approx(plain.loss.item(), abs=1e-9)

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from farside.configs.schema import Config, Dtype, TaskConfig
+from farside.data.batch import Batch
 from farside.data.tokenizer import Tokenizer
 from farside.parallel.mesh import ParallelDims
-from farside.rl.batches import policy_batches
+from farside.rl.algorithms.base import Normalisation
+from farside.rl.batches import AnswerRows
+from farside.rl.loss import clipped_objective
 from farside.rl.objective import rl_loss
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import RewardModel, bradley_terry_loss, normalisation
@@ -42,9 +46,22 @@ def completions(tokenizer: Tokenizer) -> list[Completion]:
     return rollout.generate(PROMPTS, 4, 12, 1.0, seed=1)
 
 
+def grpo_batches(completions: list[Completion], advantages: Tensor, valid: Tensor, micro_batch: int) -> list[Batch]:
+    """advantages, valid: [N]. A token weighs 1/|o_i|, a sample whose verdict was an error nothing."""
+    rows = AnswerRows(completions, micro_batch)
+    lengths = torch.tensor([len(item.tokens) for item in completions])
+    weights, shares = Normalisation.sample_mean.weights(lengths, valid, 12)
+    assert shares.tolist() == valid.double().tolist()
+    extras = {
+        "old_logprobs": rows.sampled_logprobs,
+        "advantages": rows.put(advantages[:, None].expand(-1, rows.longest)),
+    }
+    return rows.batches(weights, extras)
+
+
 def test_rollout_and_training_agree_on_every_token(tokenizer: Tokenizer, completions: list[Completion]) -> None:
     engine = make_engine(tokenizer)
-    batches = policy_batches(completions, torch.zeros(12), torch.ones(12), micro_batch=5)
+    batches = grpo_batches(completions, torch.zeros(12), torch.ones(12), micro_batch=5)
     assert [len(batch.tokens) for batch in batches] == [5, 5, 2]
     for batch, outputs in zip(batches, engine.token_outputs(batches)):
         counted = batch.weights > 0
@@ -55,7 +72,7 @@ def test_rollout_and_training_agree_on_every_token(tokenizer: Tokenizer, complet
 
 def test_invalid_samples_weigh_nothing(completions: list[Completion]) -> None:
     valid = torch.tensor([True] * 11 + [False])
-    (batch,) = policy_batches(completions, torch.zeros(12), valid, micro_batch=12)
+    (batch,) = grpo_batches(completions, torch.zeros(12), valid, micro_batch=12)
     assert batch.weights[11].sum() == 0
     assert batch.weight == pytest.approx(11, abs=1e-5)
 
@@ -66,8 +83,8 @@ def test_gradient_does_not_depend_on_the_cut(tokenizer: Tokenizer, completions: 
     gradients = []
     for micro_batch in (12, 5, 1):
         engine = make_engine(tokenizer)
-        batches = policy_batches(completions, advantages, valid, micro_batch)
-        outputs = engine.forward_backward(batches, rl_loss(0.2, 0.2, 0.0), 12.0)
+        batches = grpo_batches(completions, advantages, valid, micro_batch)
+        outputs = engine.forward_backward(batches, rl_loss(clipped_objective(0.2, 0.2)), 12.0)
         gradients.append(torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]))
         assert outputs.metrics["ratio"].item() == pytest.approx(1.0, abs=1e-5)
         assert outputs.metrics["entropy"] > 0

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from farside.configs.schema import Config, Dtype, ModelConfig
 from farside.data.batch import Batch, Sample, document_sample
+from farside.parallel.box import Box
 from farside.parallel.context.attention import SingleRank
 from farside.parallel.context.documents import Documents
 from farside.parallel.plan import ShardTable
@@ -23,6 +24,16 @@ SMALL = ModelConfig(
     head_dim=6,
     initializer_range=0.3,
 )
+
+
+class InMemory:
+    """Whole tensors as an engine loads them."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors, self.shapes = tensors, {name: value.shape for name, value in tensors.items()}
+
+    def read(self, name: str, box: Box) -> Tensor:
+        return self.tensors[name][box.within(Box.whole(self.shapes[name]))]
 
 
 def random_model(config: ModelConfig = SMALL, dtype: torch.dtype = torch.float64, seed: int = 0) -> Transformer:

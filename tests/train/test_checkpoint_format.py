@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from farside.configs.errors import UserError
+from farside.configs.schema import CheckpointConfig
+from farside.parallel.box import Box, Piece, Stored
 from farside.train.checkpoint import format as checkpoint_format
 from farside.train.checkpoint.format import MANIFEST, read, write
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.base import EngineState
 
 TENSORS = {
@@ -20,7 +23,7 @@ TENSORS = {
     "optimizer": {"exp_avg.a.weight": torch.zeros(5, 3), "counts": torch.arange(4)},
 }
 STATE = {"tokens": 12, "loss": 0.1 + 0.2, "parent": None, "text": "远"}
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json", MANIFEST)
+FILES = ("model.safetensors", "optimizer.safetensors", "tensors.json", "state.json", MANIFEST)
 
 
 class FakeEngine:
@@ -30,15 +33,19 @@ class FakeEngine:
         self.value = value
 
     def state_dict(self) -> EngineState:
-        return EngineState({"w": torch.full((3,), self.value)}, {"m.w": torch.full((3,), -self.value)}, 5)
+        model, moment = (torch.full((3,), value) for value in (self.value, -self.value))
+        box = Box.whole(model.shape)
+        return EngineState({"w": Piece(model.shape, box, model)}, {"m.w": Piece(model.shape, box, moment)}, 5)
 
-    def load_state_dict(self, state: EngineState) -> None:
-        assert torch.equal(state.model["w"], -state.optimizer["m.w"])
-        self.value, self.updates = state.model["w"][0].item(), state.updates
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        box = Box.whole(model.shapes["w"])
+        assert torch.equal(model.read("w", box), -optimizer.read("m.w", box))
+        self.value, self.updates = model.read("w", box)[0].item(), updates
 
 
 def store(directory: Path, keep: int = 2, **identity: Any) -> CheckpointStore:
-    return CheckpointStore(directory, keep, None, identity or {"model.hidden_size": 8, "tokenizer": "abc"})
+    settings = CheckpointConfig(keep=keep, asynchronous=False)
+    return CheckpointStore(directory, settings, None, identity or {"model.hidden_size": 8, "tokenizer": "abc"})
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -173,7 +180,7 @@ def test_a_failed_write_leaves_the_last_one_and_nothing_visible(
     def full(*arguments: Any) -> None:
         raise OSError("No space left on device")
 
-    for broken in ("_sync_and_hash", "save_file", "_sync_folder"):
+    for broken in ("write_shard", "write_json", "sync_folder"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_format, broken, full)
             with pytest.raises(OSError, match=r"step 4 not saved.*No space left"):
@@ -194,20 +201,23 @@ def test_retention_keeps_the_newest_and_foreign_names(tmp_path: Path) -> None:
 def test_resume_brings_everything_back(tmp_path: Path) -> None:
     first = store(tmp_path)
     first.parent = "f00"
-    saved = first.save(FakeEngine(2.5), 6, {"tokens": 11})
+    first.save(FakeEngine(2.5), 6, {"tokens": 11})
+    saved = read(tmp_path / "checkpoints" / "step_00000006")
     second, engine = store(tmp_path), FakeEngine(0.0)
     assert second.resume(engine) == saved
     assert (engine.value, engine.updates, second.parent) == (2.5, 5, "f00")
     child = store(tmp_path / "child")
     assert child.resume(engine) is None
     assert child.start_from(saved.path) == saved
-    assert child.save(engine, 1, {}).state["parent"] == saved.hash
+    child.save(engine, 1, {})
+    assert read(child.folder / "step_00000001").state["parent"] == saved.hash
 
 
 def test_a_checkpoint_of_another_model_names_the_keys(tmp_path: Path) -> None:
-    saved = store(tmp_path).save(FakeEngine(1.0), 3, {})
+    store(tmp_path).save(FakeEngine(1.0), 3, {})
+    path = tmp_path / "checkpoints" / "step_00000003"
     other = store(tmp_path, **{"model.hidden_size": 16, "tokenizer": "abc", "model.new": True})
-    for attempt in (lambda: other.resume(FakeEngine(0.0)), lambda: other.start_from(saved.path)):
+    for attempt in (lambda: other.resume(FakeEngine(0.0)), lambda: other.start_from(path)):
         with pytest.raises(UserError, match="another model") as error:
             attempt()
         assert "model.hidden_size: 8 there, 16 here" in str(error.value)

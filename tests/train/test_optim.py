@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from farside.configs.schema import OptimConfig, OptimKind
 from farside.train.optim.build import Optimizer, clip_gradients
 from farside.train.optim.muon import orthogonalise
-from tests.train.models import random_model, table_of
+from tests.train.models import InMemory, random_model, table_of
+
+GO = torch.tensor(False)
+"""Do not skip."""
 
 
 def with_singular_values(values: Tensor, rows: int, cols: int) -> Tensor:
@@ -65,7 +68,7 @@ def test_update_has_rms_near_one_fifth(rows: int, cols: int) -> None:
     weight = model.get_parameter("model.layers.0.weight")
     before = weight.detach().clone()
     assert weight.grad is not None
-    optimizer.step(1.0)
+    optimizer.step(1.0, GO)
     rms = (weight.detach() - before).square().mean().sqrt().item()
     assert rms == pytest.approx(0.2, rel=0.16)
     update = (weight.detach() - before) / orthogonalise(weight.grad)
@@ -88,7 +91,7 @@ def test_muon_equals_its_formula_over_steps() -> None:
         set_gradients(model, step)
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         lr = 0.1 / (step + 1)
-        optimizer.step(lr)
+        optimizer.step(lr, GO)
         for name in inner:
             momenta[name] = 0.95 * momenta[name] + gradients[name]
             update = orthogonalise(0.95 * momenta[name] + gradients[name])
@@ -121,7 +124,7 @@ def test_adamw_equals_its_formula_and_decays_matrices_only() -> None:
             assert p.grad is not None
             first[name] = 0.8 * first[name] + 0.2 * p.grad
             second[name] = 0.9 * second[name] + 0.1 * p.grad**2
-        optimizer.step(0.01 * step)
+        optimizer.step(0.01 * step, GO)
         for name, value in weights.items():
             decay = 0.3 if value.ndim == 2 else 0.0
             corrected = first[name] / (1 - 0.8**step) / ((second[name] / (1 - 0.9**step)).sqrt() + 1e-3)
@@ -140,13 +143,18 @@ def test_optimizer_state_survives_a_round_trip(kind: OptimKind) -> None:
     )
     for step in range(2):
         set_gradients(model, step)
-        optimizer.step(0.01)
+        optimizer.step(0.01, GO)
     other.load_state_dict(model.state_dict())
-    copy.load_state({name: value.clone() for name, value in optimizer.state().items()}, optimizer.updates)
+    moments = {
+        f"{moment}.{name}": value.clone()
+        for moment, named in optimizer.state().items()
+        for name, value in named.items()
+    }
+    copy.load_state(InMemory(moments), optimizer.updates)
     for target in (model, other):
         set_gradients(target, 9)
-    optimizer.step(0.01)
-    copy.step(0.01)
+    optimizer.step(0.01, GO)
+    copy.step(0.01, GO)
     assert copy.updates == optimizer.updates == 3
     for mine, theirs in zip(model.parameters(), other.parameters()):
         assert torch.equal(mine, theirs)

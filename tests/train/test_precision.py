@@ -44,7 +44,7 @@ def test_products_are_bf16_and_everything_kept_is_fp32() -> None:
     engine.forward_backward([batch], lm_loss, batch.weight)
     engine.step(1e-3)
     state = engine.state_dict()
-    assert {value.dtype for value in [*state.model.values(), *state.optimizer.values()]} == {torch.float32}
+    assert {piece.values.dtype for piece in [*state.model.values(), *state.optimizer.values()]} == {torch.float32}
     values = make_engine(head="scalar").token_outputs([batch])[0].values
     assert values is not None
     assert values.dtype == torch.float32

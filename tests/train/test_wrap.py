@@ -21,9 +21,14 @@ WIDE = replace(SMALL, hidden_size=64, intermediate_size=176, num_hidden_layers=4
 
 
 def make_engine(
-    recompute: Recompute, dtype: Dtype = Dtype.float64, compile: bool = False, model: ModelConfig = NORMED
+    recompute: Recompute,
+    dtype: Dtype = Dtype.float64,
+    compile: bool = False,
+    model: ModelConfig = NORMED,
+    mlp_chunk: int = 0,
 ) -> NativeEngine:
     config = small_config(model, dtype)
+    config.train.mlp_chunk = mlp_chunk
     config.train.activation_checkpointing, config.train.compile = recompute, compile
     return NativeEngine(config, ParallelDims.resolve(ParallelConfig(), 1).build("cpu"), torch.device("cpu"))
 
@@ -63,11 +68,12 @@ def test_each_kind_keeps_less_than_the_one_before() -> None:
 
 
 @pytest.mark.slow  # the first use of inductor builds its headers: up to a minute
+@pytest.mark.parametrize("mlp_chunk", [0, 7])
 @pytest.mark.parametrize("recompute", Recompute)
-def test_compiled_blocks_equal_eager_ones_to_rounding(recompute: Recompute) -> None:
+def test_compiled_blocks_equal_eager_ones_to_rounding(recompute: Recompute, mlp_chunk: int) -> None:
     batch = random_batch(1, 3, 16)
     loss, wanted = gradients(make_engine(Recompute.none, Dtype.float32), batch)
-    found_loss, found = gradients(make_engine(recompute, Dtype.float32, compile=True), batch)
+    found_loss, found = gradients(make_engine(recompute, Dtype.float32, compile=True, mlp_chunk=mlp_chunk), batch)
     assert found_loss == pytest.approx(loss, rel=1e-6)
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name

@@ -4,14 +4,16 @@ The loss contract: one scalar, Σ weight·loss over the tokens of the global bat
 gradients are sums over ranks of that scalar. How a library averages by itself is its adapter's business.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from farside.configs.rope import Rope
 from farside.data.batch import Batch
+from farside.parallel.box import Piece, Stored
 from farside.train.loss import LossFn
 from farside.train.model.heads import TokenOutputs
 
@@ -26,17 +28,31 @@ class Outputs:
 
 @dataclass(frozen=True)
 class StepStats:
-    """grad_norm: global 2-norm before clipping, a device scalar."""
+    """grad_norm: global 2-norm before clipping; skipped: whether nothing was changed. Device scalars, alike on every
+    rank."""
 
     grad_norm: Tensor
+    skipped: Tensor
+
+
+Judge = Callable[[Tensor], Tensor]
+"""The gradient's norm -> a flag on its device: whether this step's update is to be skipped."""
+
+
+def never(grad_norm: Tensor) -> Tensor:
+    return torch.zeros_like(grad_norm, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """Whole tensors by canonical name, and the number of optimizer updates behind the moments."""
+    """What one rank is to save, views of live tensors: over all ranks every element is there once.
 
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: weights by canonical name. optimizer: moments as "<moment>.<name>". updates: the number of optimizer steps
+    behind the moments.
+    """
+
+    model: dict[str, Piece]
+    optimizer: dict[str, Piece]
     updates: int
 
 
@@ -45,8 +61,8 @@ class Engine(Protocol):
         """Accumulates gradients; ``total_weight`` is Σ weight over all ranks. Ranks bring equally many batches."""
         ...
 
-    def step(self, lr: float) -> StepStats:
-        """Clips, updates, clears gradients."""
+    def step(self, lr: float, judge: Judge = never) -> StepStats:
+        """Clips, updates, clears gradients. judge: from the gradient's norm, whether to leave everything as it is."""
         ...
 
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
@@ -56,10 +72,12 @@ class Engine(Protocol):
     def set_rope(self, rope: Rope) -> None: ...
 
     def state_dict(self) -> EngineState:
-        """Collective."""
+        """No communication."""
         ...
 
-    def load_state_dict(self, state: EngineState) -> None: ...
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        """Reads what this rank needs of whole tensors; no communication."""
+        ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole weights by canonical name, one at a time: export and weight sync. Collective."""

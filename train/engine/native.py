@@ -1,6 +1,7 @@
 """The native engine: our model under tensor, context, pipeline and data parallelism, AdamW or Muon."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from farside.configs.rope import Rope
 from farside.configs.schema import Config
 from farside.data.batch import Batch
 from farside.parallel import comm
+from farside.parallel.box import Stored
 from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
-from farside.train.engine.base import EngineState, Outputs, StepStats
+from farside.train.engine.base import EngineState, Judge, Outputs, StepStats, never
 from farside.train.engine.parallelize import parallelize
 from farside.train.engine.stages import Item
 from farside.train.loss import LossFn
@@ -36,7 +38,7 @@ class NativeEngine:
         self.stages, self.weights = parallelize(config, mesh, device, head, entropy)
         self.table = self.weights.table
         initialise(self.weights.everywhere(), config.model, config.train.seed, self.table)
-        self.optimizer = Optimizer(self.weights.owned, config.optim, self.table)
+        self.reset_optimizer()
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         docs, items = self._items(microbatches)
@@ -84,11 +86,13 @@ class NativeEngine:
         return outputs.map(lambda x: self.context.unshard(x, docs)[:rows, :size])
 
     def _reduced(self, sums: dict[str, Tensor], total_weight: float) -> Outputs:
-        """Over all samples; with a pipeline, only its last stage has seen a loss, and tells the others."""
+        """Over all samples; with a pipeline, only its last stage has seen a loss, and tells the others. Of the ranks
+        that share samples one counts, so that all get the same bits and can decide by them."""
         names, values = list(sums), torch.stack(list(sums.values())) if sums else None
         names, values = self.weights.from_last_stage((names, values))
         assert values is not None
-        reduced = dict(zip(names, (comm.sum_(values.to(self.device), self.mesh.dp) / total_weight).unbind()))
+        values = values.to(self.device) if self.mesh.leads else torch.zeros_like(values, device=self.device)
+        reduced = dict(zip(names, (comm.sum_(values, self.mesh.world) / total_weight).unbind()))
         return Outputs(reduced.pop("loss"), reduced)
 
     @property
@@ -97,11 +101,16 @@ class NativeEngine:
         (part,) = self.weights.parts
         return part
 
-    def step(self, lr: float) -> StepStats:
+    def step(self, lr: float, judge: Judge = never) -> StepStats:
         grad_norm = clip_gradients(self.weights.gradients(), self.config.optim.clip_norm, self.table)
-        self.optimizer.step(lr)
+        skip = judge(grad_norm)
+        self.optimizer.step(lr, skip)
         self.weights.finish_step()
-        return StepStats(grad_norm)
+        return StepStats(grad_norm, skip)
+
+    def reset_optimizer(self) -> None:
+        """Forgets all moments."""
+        self.optimizer = Optimizer(self.weights.owned, self.config.optim, self.table)
 
     @torch.no_grad()
     def token_outputs(self, microbatches: Sequence[Batch]) -> list[TokenOutputs]:
@@ -125,18 +134,22 @@ class NativeEngine:
         yield from self.weights.whole(self.weights.gradients())
 
     def state_dict(self) -> EngineState:
-        optimizer = self.weights.from_all_stages(self.optimizer.state())
-        return EngineState(dict(self.named_weights()), optimizer, self.optimizer.updates)
+        moments = {
+            f"{moment}.{name}": piece
+            for moment, tensors in self.optimizer.state().items()
+            for name, piece in self.table.pieces(tensors).items()
+        }
+        return EngineState(self.table.pieces(self.weights.owned), moments, self.optimizer.updates)
 
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Whole tensors by canonical name; every parameter must be there."""
+    def load_weights(self, stored: Stored) -> None:
+        """Whole tensors by canonical name; a parameter that is not among them keeps its values."""
         for name, parameter in self.weights.everywhere():
-            self.table.copy_full_(name, parameter, weights[name])
+            if name in stored.shapes:
+                self.table.load_(name, parameter, partial(stored.read, name))
 
-    def load_state_dict(self, state: EngineState) -> None:
-        self.load_weights(state.model)
-        self.optimizer.load_state(state.optimizer, state.updates)
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        self.load_weights(model)
+        self.optimizer.load_state(optimizer, updates)
 
     def replica(self) -> Transformer:
         """An unsharded copy for decoding, on every rank, its weights rounded as training uses them. Collective."""

@@ -89,19 +89,6 @@ class Weights:
                 value = torch.empty(shape, dtype=like.dtype, device=like.device)
             yield name, comm.broadcast(value.contiguous(), self.owner[name], self.group)
 
-    def from_all_stages(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The union of what the stages hold, on every rank. Collective."""
-        if comm.size(self.group) == 1:
-            return tensors
-        device = next(iter(tensors.values())).device
-        described = {name: (value.shape, value.dtype) for name, value in tensors.items()}
-        union: dict[str, Tensor] = {}
-        for rank, names in enumerate(comm.gather_objects(described, self.group)):
-            for name, (shape, dtype) in names.items():
-                value = tensors[name] if name in tensors else torch.empty(shape, dtype=dtype, device=device)
-                union[name] = comm.broadcast(value.contiguous(), rank, self.group)
-        return union
-
     def from_last_stage(self, value: Any) -> Any:
         return comm.broadcast_object(value, self.group, self.last_rank)
 

@@ -21,13 +21,14 @@ from farside.data.order import rng
 from farside.data.prepare import Prepared
 from farside.data.synthetic.needle import Needle, NeedleWriter, insert
 from farside.parallel import comm
-from farside.train.checkpoint.format import read
-from farside.train.checkpoint.store import CheckpointStore, newest
+from farside.train.checkpoint.format import load
+from farside.train.checkpoint.retention import newest
+from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import say
 from farside.train.engine.native import NativeEngine
+from farside.train.hooks import StepInfo
 from farside.train.inference.generate import generate
 from farside.train.liveness import Pulse
-from farside.train.loop import StepInfo
 from farside.train.metrics import MetricsWriter
 from farside.train.model.transformer import Transformer
 from farside.train.phase import identity, load_data, load_foreign
@@ -180,7 +181,7 @@ def evaluate_grid(
     grids = {source: run_grid(runtime, model, data, config, source) for source in config.sources}
     first = grids[config.sources[0]]
     described = (
-        {"path": str(checkpoint), "hash": read(checkpoint).hash, "step": read(checkpoint).step} if checkpoint else None
+        {"path": str(checkpoint), "hash": load(checkpoint).hash, "step": load(checkpoint).step} if checkpoint else None
     )
     result = {
         "name": name,
@@ -232,6 +233,10 @@ class GridHook:
             counts = ", ".join(f"{grid['language']} {grid['green']}/{grid['cells']}" for grid in grids)
             say(f"needles at step {info.step}: {counts}", indent=2)
 
+    def rewind(self, step: int) -> None:
+        if self.writer:
+            self.writer.rewind(step)
+
 
 def main(runtime: Runtime) -> None:
     """``farside eval niah``: the checkpoint is eval.checkpoint, --init-from, or the newest of the run directory."""
@@ -242,7 +247,7 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)
-    store = CheckpointStore(runtime.dir, config.checkpoint.keep, runtime.mesh.world, identity(config, data))
+    store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data))
     checkpoint = store.start_from(path)
     load_foreign(checkpoint, engine)
     engine.set_rope(engine.rope.changed(config.eval.rope_theta, config.eval.rope_scaling, "eval."))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from farside.configs.schema import OptimConfig, OptimKind
 from farside.parallel import fsdp
+from farside.parallel.box import Stored
 from farside.parallel.plan import ShardTable
 from farside.train.optim.adamw import AdamW
 from farside.train.optim.muon import Muon
@@ -21,23 +22,32 @@ class Optimizer:
         ]
         self.muon = Muon({name: named[name] for name in inner}, config.weight_decay, table) if inner else None
         self.adamw = AdamW({name: p for name, p in named.items() if name not in set(inner)}, config, table)
-        self.updates = 0
+        self.steps = 0
+        self.skipped: Tensor | int = 0
+        """Of the steps; it stays on the device until somebody asks."""
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, skip: Tensor) -> None:
+        """skip: a flag on the device; if it is set, nothing changes, bit for bit."""
         if self.muon:
-            self.muon.step(lr)
-        self.adamw.step(lr)
-        self.updates += 1
+            self.muon.step(lr, skip)
+        self.adamw.step(lr, skip)
+        self.steps += 1
+        self.skipped = self.skipped + skip.long()
 
-    def state(self) -> dict[str, Tensor]:
-        """Whole tensors by name. Collective."""
+    @property
+    def updates(self) -> int:
+        return self.steps - int(self.skipped)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """moment -> parameter's name -> this rank's part."""
         return {**self.adamw.state(), **(self.muon.state() if self.muon else {})}
 
-    def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
-        self.adamw.load_state(tensors, updates)
+    def load_state(self, stored: Stored, updates: int) -> None:
+        """stored: whole moments as "<moment>.<name>"."""
+        self.adamw.load_state(stored, updates)
         if self.muon:
-            self.muon.load_state(tensors)
-        self.updates = updates
+            self.muon.load_state(stored)
+        self.steps, self.skipped = updates, 0
 
 
 @torch.no_grad()

@@ -6,14 +6,17 @@ for full-rank O, so that AdamW's learning rate serves both.
 """
 
 from collections import defaultdict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from farside.parallel import fsdp
+from farside.parallel.box import Stored
 from farside.parallel.plan import ShardTable
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+MOMENTUM = "momentum"
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
@@ -46,13 +49,15 @@ class Muon:
         self.buffers = {name: torch.zeros_like(parameter, requires_grad=False) for name, parameter in named.items()}
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, skip: Tensor) -> None:
+        """skip: a flag on the device; if it is set, matrices and momenta stay as they are."""
         shards = {}
         for name, parameter in self.named.items():
             assert parameter.grad is not None
             gradient, buffer = fsdp.local(parameter.grad), fsdp.local(self.buffers[name])
-            buffer.mul_(self.momentum).add_(gradient)
-            shards[name] = gradient + self.momentum * buffer  # Nesterov
+            momentum = buffer.mul(self.momentum).add_(gradient)
+            shards[name] = gradient + self.momentum * momentum  # Nesterov
+            buffer.copy_(torch.where(skip, buffer, momentum))
         whole = self.table.gather(shards)
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, matrix in whole.items():
@@ -61,13 +66,15 @@ class Muon:
             updates = orthogonalise(torch.stack([whole[name] for name in names]))
             for name, update in zip(names, updates):
                 target = fsdp.local(self.named[name])
-                target.mul_(1 - lr * self.weight_decay)
-                target.sub_(self.table.shard_of(name, update, self.named[name]), alpha=lr * 0.2 * max(shape) ** 0.5)
+                new = target.mul(1 - lr * self.weight_decay)
+                new.sub_(self.table.shard_of(name, update, self.named[name]), alpha=lr * 0.2 * max(shape) ** 0.5)
+                target.copy_(torch.where(skip, target, new))
 
-    def state(self) -> dict[str, Tensor]:
-        """Whole momenta as "momentum.<name>". Collective."""
-        return {f"momentum.{name}": self.table.full(name, buffer) for name, buffer in self.buffers.items()}
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """ "momentum" -> parameter's name -> this rank's part."""
+        return {MOMENTUM: dict(self.buffers)}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_state(self, stored: Stored) -> None:
+        """stored: whole momenta as "momentum.<name>"."""
         for name, buffer in self.buffers.items():
-            self.table.copy_full_(name, buffer, tensors[f"momentum.{name}"])
+            self.table.load_(name, buffer, partial(stored.read, f"{MOMENTUM}.{name}"))

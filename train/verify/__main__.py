@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 4 -m farside.train.verify experiment=tiny parallel.dp_shard=1 parallel.tp=2 parallel.cp=2
 """
 
+from farside.configs.stages import pretrain_stages
 from farside.train.metrics import write_json
 from farside.train.runtime import Runtime, worker_main
 from farside.train.verify.check import record, verify
@@ -20,4 +21,4 @@ def main(runtime: Runtime) -> int:
 
 
 if __name__ == "__main__":
-    worker_main(main, folder="verify")
+    worker_main(main, folder="verify", check=pretrain_stages)

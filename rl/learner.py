@@ -1,0 +1,88 @@
+"""From scored completions to an update of the policy. N completions, T tokens of the longest answer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farside.configs.schema import Config, Correction, KlPlace
+from farside.data.batch import Batch
+from farside.parallel import comm
+from farside.rl.algorithms.registry import make_algorithm
+from farside.rl.batches import AnswerRows
+from farside.rl.experience import Experience
+from farside.rl.kl import estimate
+from farside.rl.objective import rl_loss
+from farside.rl.replay import Replay
+from farside.rl.types import Completion, Score
+from farside.train.engine.base import Engine
+from farside.train.engine.native import NativeEngine
+from farside.train.guard import Guard, read
+from farside.train.liveness import Pulse
+from farside.train.precision import COMPUTED
+
+
+class Learner:
+    """The algorithm over an engine. reference: the frozen policy that rl.kl measures from; None at weight 0."""
+
+    def __init__(self, config: Config, engine: NativeEngine, replay: Replay, reference: Engine | None = None) -> None:
+        self.config, self.engine, self.replay, self.reference = config.rl, engine, replay, reference
+        self.guard = Guard(config.train.guard)
+        self.algorithm = make_algorithm(config.rl)
+        self.loss_fn = rl_loss(self.algorithm.objective, replay.weight)
+        self.dtype = torch.promote_types(COMPUTED[config.train.dtype], torch.float32)
+
+    def update(
+        self, completions: Sequence[Completion], scores: Sequence[Score], step: int, lr: float, pulse: Pulse
+    ) -> dict[str, Any]:
+        """Iteration ``step`` on this rank's completions; numbers of the last of its updates. Collective.
+
+        Ranks may bring unequal numbers of completions, but every one at least one group.
+        """
+        batches, total = self.batches(completions, scores)
+        replayed = self.replay.step(step)
+        weight = self.total([sum(batch.weight for batch in replayed)])[0]
+        batches += self.replay.weighed(replayed, total, weight)
+        if self.algorithm.reset_optimizer:
+            self.engine.reset_optimizer()
+        for _ in range(self.config.updates_per_step):
+            pulse.beat("forward")
+            loss_fn = pulse.around(self.loss_fn)
+            outputs = self.engine.forward_backward(batches, loss_fn, total * (1 + self.replay.weight))
+            pulse.beat("step")
+            stats = self.engine.step(lr, self.guard.judge(outputs.loss))
+            learnt = self.guard.settle(read({"loss": outputs.loss, **vars(stats), **outputs.metrics}), step)
+        return learnt
+
+    def batches(self, completions: Sequence[Completion], scores: Sequence[Score]) -> tuple[list[Batch], float]:
+        """Micro-batches with all that the objective looks at, as many on every rank, and the divisor of their loss."""
+        rows = AnswerRows(completions, self.config.micro_batch_size, self.dtype)
+        seen = Experience.of(completions, scores, self.config.samples_per_prompt, self.total)
+        weights_N, shares_N = self.algorithm.normalisation.weights(
+            torch.tensor([len(item.tokens) for item in completions]),
+            seen.valid_PG.flatten(),
+            self.config.max_new_tokens,
+        )
+        extras = {"old_logprobs": rows.sampled_logprobs}
+        plain = rows.batches(weights_N, extras)
+        if self.config.correction.kind is not Correction.none:
+            extras = {"sampler_logprobs": extras["old_logprobs"], "old_logprobs": self.logprobs(self.engine, plain)}
+        if self.reference is not None:
+            extras["ref_logprobs"] = self.logprobs(self.reference, plain)
+            if self.config.kl.place is KlPlace.reward:
+                old, ref = rows.take(extras["old_logprobs"]), rows.take(extras["ref_logprobs"])
+                distance = estimate(self.config.kl.estimator, old, ref)
+                seen = replace(seen, kl_NT=torch.where(seen.counted_NT, self.config.kl.weight * distance, 0.0))
+        extras["advantages"] = rows.put(self.algorithm.advantages(seen))
+        return rows.batches(weights_N, extras), self.total([shares_N.sum().item()])[0]
+
+    def logprobs(self, engine: Engine, batches: Sequence[Batch]) -> list[Tensor]:
+        """Rows of log-probabilities under an engine's policy, on the CPU. Collective."""
+        found = [outputs.logprobs for outputs in engine.token_outputs(batches)]
+        return [values.to("cpu", self.dtype) for values in found if values is not None]
+
+    def total(self, values: list[float]) -> list[float]:
+        """Sums over the ranks that hold other samples."""
+        return comm.sum_floats(values, self.engine.mesh.dp, self.engine.device)

@@ -1,0 +1,48 @@
+"""What a step of RL leaves in metrics.jsonl and samples.jsonl."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from farside.parallel import comm
+from farside.rl.types import Completion, Mark, Score
+from farside.train.runtime import Runtime
+
+Sampled = Sequence[tuple[Completion, Score]]
+
+
+def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
+    """Means over all ranks' samples; rewards over valid ones. Collective."""
+    scores = [score for _, score in sampled]
+    valid = [score for score in scores if score.valid]
+    values = {
+        "samples": float(len(scores)),
+        "valid": float(len(valid)),
+        "reward": sum(score.reward for score in valid),
+        "accuracy": float(sum(score.verdict.mark is Mark.correct for score in valid)),
+        "reward_model": sum(score.reward_model or 0.0 for score in valid),
+        "tokens": float(sum(len(item.tokens) for item, _ in sampled)),
+        "truncated": float(sum(item.truncated for item, _ in sampled)),
+    }
+    sums = dict(zip(values, comm.sum_floats(list(values.values()), runtime.mesh.dp, runtime.device)))
+    return {
+        **{name: sums[name] / max(sums["valid"], 1.0) for name in ("reward", "accuracy", "reward_model")},
+        "length": sums["tokens"] / sums["samples"],
+        "tokens": sums["tokens"],
+        "truncated_share": sums["truncated"] / sums["samples"],
+        "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
+    }
+
+
+def describe_sample(step: int, item: Completion, score: Score) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    return {
+        "step": step,
+        "question": item.prompt.question,
+        "reference": item.prompt.answer,
+        "text": item.text,
+        "reward": score.reward if score.valid else None,
+        "verdict": score.verdict.mark.value,
+        "detail": score.verdict.detail,
+        "reward_model": score.reward_model,
+        "length": len(item.tokens),
+    }
