@@ -239,6 +239,69 @@ class NeedleConfig:
 
 
 @dataclass
+class KeyValueConfig:
+    entries: int = 60
+    """Entries of the list."""
+    questions: int = 8
+
+
+@dataclass
+class TrackingConfig:
+    chains: int = 3
+    """Values; each starts a chain of names. More chains distract more."""
+    hops: int = 4
+    """Assignments of a chain from name to name."""
+
+
+@dataclass
+class CountConfig:
+    words: int = 6
+    """Different words that are noted."""
+    most: int = 6
+    """Times that the most frequent one is noted; the others are noted less often."""
+
+
+@dataclass
+class DocumentsConfig:
+    documents: int = 20
+    """Numbered documents, each with one fact; two each tell of names that begin alike."""
+    questions: int = 6
+
+
+@dataclass
+class SummaryConfig:
+    sections: int = 12
+    """Headlines to repeat."""
+
+
+@dataclass
+class ManyShotConfig:
+    classes: int = 6
+    """Labels of the mapping."""
+    examples: int = 80
+    questions: int = 8
+
+
+@dataclass
+class SyntheticConfig:
+    """Tasks with known answers over real text (docs/synthetic.md). Numbers are the most that a sample holds: half of
+    the samples hold as many as fit, the others fewer."""
+
+    haystack_share: float = 0.4
+    """Share of a sample that is the source's own text, at least."""
+    answer_share: float = 0.9
+    """Share of a sample's loss weight on its answers, as data.needle.answer_share."""
+    text_share: float = 0.25
+    """Share of the other tokens that carry the rest, as data.needle.text_share."""
+    keyvalue: KeyValueConfig = field(default_factory=KeyValueConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    count: CountConfig = field(default_factory=CountConfig)
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    summary: SummaryConfig = field(default_factory=SummaryConfig)
+    manyshot: ManyShotConfig = field(default_factory=ManyShotConfig)
+
+
+@dataclass
 class DataConfig:
     dir: str = "runs/prepared"
     """Where prepared token files go, in a folder named by their fingerprint; shared by runs."""
@@ -251,8 +314,8 @@ class DataConfig:
     """Preparing: text that a worker tokenizes in one piece, which is what a kill costs at most a worker. The result
     does not depend on it; memory grows with it."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text), copy
-    (repeated spans) or trace (reasoning traces of sft.task)."""
+    """Share per entry: a source's name (language modelling), needle_<source> (retrieval in that source's text), another
+    task of docs/synthetic.md such as tracking_<source>, copy (repeated spans) or trace (traces of sft.task)."""
     mixture_unit: MixtureUnit = MixtureUnit.sample
     """What shares count. sample: rows. token: predicted tokens, so that padding does not cost an entry its share."""
     mixture_temperature: float | None = None
@@ -266,6 +329,7 @@ class DataConfig:
     """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
     documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     seed: int = 0
     """Sample i is a function of this seed and i."""
     seq_len: int = 256

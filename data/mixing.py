@@ -106,7 +106,7 @@ def _stage_mixture(
             most[name] = max(0, math.floor((limit - epochs_used[name]) * rows_an_epoch + 1e-6))
     by_row = asked
     if config.mixture_unit is MixtureUnit.token:
-        by_row = {name: share / _predicted(ready[name], stage.seq_len) for name, share in asked.items()}
+        by_row = {name: share / predicted(ready[name], stage.seq_len) for name, share in asked.items()}
     first = {name: rows_used[kind] for name, kind in kinds.items()}
     mixture = Mixture(ready, by_row, fold(config.seed, salt, stage.index), first, most)
     samples = stage.steps * stage.global_batch_size
@@ -117,6 +117,7 @@ def _stage_mixture(
         )
     for name, rows in mixture.reserved(samples).items():
         rows_used[kinds[name]] += rows
+    for name, rows in mixture.counts(samples).items():
         source = ready[name]
         if isinstance(source, Finite):
             epochs_used[name] += rows * source.epochs(stage.seq_len) / source.rows(stage.seq_len)
@@ -144,5 +145,6 @@ def _packing(source: Source, stage: Stage) -> tuple[object, ...]:
     return (stage.packing, *sorted(stage.lengths.items())) if isinstance(source, Finite) else ()
 
 
-def _predicted(source: Source, seq_len: int) -> float:
+def predicted(source: Source, seq_len: int) -> float:
+    """Mean tokens a row of any source predicts."""
     return source.predicted(seq_len) if isinstance(source, Predicting) else float(seq_len)

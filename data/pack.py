@@ -24,8 +24,11 @@ class TextSource:
     permuted order, reshuffled every epoch. tokens [T] must close each document with ``end_of_text``.
     """
 
-    def __init__(self, name: str, tokens: np.ndarray, end_of_text: int, seed: int) -> None:
+    def __init__(
+        self, name: str, tokens: np.ndarray, end_of_text: int, seed: int, offsets: np.ndarray | None = None
+    ) -> None:
         self.name, self.tokens, self.end_of_text, self.seed = name, tokens, end_of_text, seed
+        self._offsets = offsets
         self._packed: dict[object, PackedSource] = {}
 
     def packed(self, packing: Packing, lengths: Mapping[int, float], store: PlanStore) -> "TextSource | PackedSource":
@@ -41,8 +44,8 @@ class TextSource:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """[N + 1]: where each document begins, and T."""
-        return document_offsets(self.tokens, self.end_of_text)
+        """[N + 1]: where each document begins, and T; looked for in the tokens if not given."""
+        return document_offsets(self.tokens, self.end_of_text) if self._offsets is None else self._offsets
 
     @property
     def size(self) -> int:

@@ -39,7 +39,7 @@ class Learner:
     ) -> dict[str, Any]:
         """Iteration ``step`` on this rank's completions; numbers of the last of its updates. Collective.
 
-        Ranks may bring unequal numbers of completions, but every one at least one group.
+        Ranks bring equally many completions.
         """
         batches, total = self.batches(completions, scores)
         replayed = self.replay.step(step)

@@ -38,7 +38,8 @@ def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> 
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", flush=True)
         state = {key: value for key, value in resumed.state.items() if key not in OWN_KEYS}
-        return {"problems": resumed.step * runtime.config.rl.prompts_per_step, **state}  # older ones do not count them
+        state.setdefault("problems", resumed.step * runtime.config.rl.prompts_per_step)  # older ones do not count them
+        return state
     if runtime.init_from is None:
         raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
     parent = store.start_from(runtime.init_from)

@@ -23,6 +23,8 @@ from farside.data.plan import PlanStore
 from farside.data.prepare import Prepared, prepare
 from farside.data.synthetic.copy import CopySource
 from farside.data.synthetic.needle import NeedleSource
+from farside.data.synthetic.source import TaskSource
+from farside.data.synthetic.tasks import TASKS
 from farside.data.tokenizer import Tokenizer
 from farside.parallel import comm
 from farside.train.checkpoint.format import Checkpoint
@@ -68,15 +70,20 @@ def identity_of(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def make_sources(config: Config, data: Prepared, traces: Path | None = None) -> dict[str, Source]:
-    """Everything a mixture may name: <source>, needle_<source>, copy, and trace if there is a file of conversations."""
+    """Everything a mixture may name: <source>, needle_<source> and other tasks, copy, and trace if there is a file of
+    conversations."""
     sources: dict[str, Source] = {}
     for name in data.names:
-        tokens = data.tokens(name, "train")
-        sources[name] = TextSource(name, tokens, data.tokenizer.end_of_text, config.data.seed)
+        documents = data.documents(name, "train")
+        tokens = documents.tokens
+        sources[name] = TextSource(name, tokens, data.tokenizer.end_of_text, config.data.seed, documents.offsets)
         if data.language(name) in NeedleSource.languages:
             sources[f"needle_{name}"] = NeedleSource(
                 name, data.language(name), tokens, data.tokenizer, config.data.needle, config.data.seed
             )
+        if data.language(name) in TaskSource.languages:
+            rest = (name, data.language(name), tokens, data.tokenizer, config.data.synthetic, config.data.seed)
+            sources |= {f"{kind}_{name}": TaskSource(kind, *rest) for kind in TASKS}
     everything = Joined([data.tokens(name, "train") for name in data.names])
     sources["copy"] = CopySource(everything, data.tokenizer.vocab_size, config.data.seed)
     if traces is not None:

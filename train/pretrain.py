@@ -7,6 +7,7 @@ import shutil
 import time
 
 from farside.configs.stages import Stage, pretrain_stages
+from farside.data.drawn import DRAWN, drawn
 from farside.train.checkpoint.contract import contract
 from farside.train.checkpoint.retention import newest
 from farside.train.checkpoint.store import CheckpointStore
@@ -14,6 +15,7 @@ from farside.train.engine.native import NativeEngine
 from farside.train.eval.niah import GridHook, check_grid, evaluate_grid
 from farside.train.loop import TrainLoop
 from farside.train.loss import lm_loss
+from farside.train.metrics import write_json
 from farside.train.phase import (
     begin,
     identity,
@@ -35,6 +37,8 @@ def main(runtime: Runtime) -> None:
     if runtime.main:
         shutil.copyfile(data.folder / "data.json", runtime.dir / "data.json")
     mixtures = make_mixtures(config, stages, data, make_sources(config, data))
+    if runtime.main:
+        write_json(runtime.dir / DRAWN, drawn(mixtures))
     if config.eval.every or any(stage.eval for stage in stages):
         check_grid(config.eval.niah, data)
     engine = NativeEngine(config, runtime.mesh, runtime.device)

@@ -7,6 +7,7 @@ language (the field's usual test walks back to "." and so puts every Chinese nee
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -75,8 +76,14 @@ def draw_pair(lists: tuple[str, str], generator: np.random.Generator, held_out: 
     first, second = lists[0].split(), lists[1].split()
     while True:
         pair = first[generator.integers(len(first))], second[generator.integers(len(second))]
-        if (fold("needle", *pair) % HELD_OUT_SHARE == 0) == held_out:
+        if is_held_out(*pair) == held_out:
             return pair
+
+
+@cache
+def is_held_out(first: str, second: str) -> bool:
+    """Whether the pair belongs to the evaluation."""
+    return fold("needle", first, second) % HELD_OUT_SHARE == 0
 
 
 class NeedleWriter:
@@ -86,10 +93,7 @@ class NeedleWriter:
         if language not in WORDINGS:
             raise UserError(f"needles: no wording for language {language!r}; there are {', '.join(WORDINGS)}")
         self.wording, self.tokenizer = WORDINGS[language], tokenizer
-        ends = set(self.wording.ends)
-        self.ends_sentence = np.array(
-            [tokenizer.decode([token])[-1:] in ends for token in range(tokenizer.vocab_size)]
-        )  # [V] bool
+        self.ends_sentence = sentence_ends(tokenizer, self.wording.ends)
 
     def draw(self, generator: np.random.Generator, count: int, held_out: bool) -> list[Needle]:
         """Needles whose keys differ in their first words, so that one word tells them apart; so do the values."""
@@ -135,6 +139,11 @@ class NeedleWriter:
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         """Places where a sentence may be put in: 0 and after every token that ends one."""
         return np.concatenate(([0], np.flatnonzero(self.ends_sentence[tokens]) + 1))
+
+
+def sentence_ends(tokenizer: Tokenizer, ends: tuple[str, ...]) -> np.ndarray:
+    """[V] bool: whether a token ends with one of the characters."""
+    return np.array([tokenizer.decode([token])[-1:] in ends for token in range(tokenizer.vocab_size)])
 
 
 def sample_texts(language: str, count: int, seed: int) -> Iterator[str]:
@@ -186,7 +195,8 @@ class NeedleSource:
         answers[len(tokens) - len(tail) :] = is_answer
         starts = np.zeros(len(tokens), dtype=bool)
         starts[0] = True
-        return document_sample(tokens, self._weights(answers, generator), starts)
+        weights = answer_weights(answers, generator, self.config.answer_share, self.config.text_share)
+        return document_sample(tokens, weights, starts)
 
     def _questions(self, needles: list[Needle]) -> tuple[list[int], list[bool]]:
         """Tokens of all questions with answers, and which of them are to be looked up in the text: answers, and the
@@ -199,14 +209,17 @@ class NeedleSource:
             looked_up += [*self.writer.told_by_text(needle), *[True] * len(answer)]
         return tokens, looked_up
 
-    def _weights(self, answers: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Weight S in all: answer_share on answers, the rest on a random text_share of the other tokens."""
-        counted = ~answers & (generator.random(len(answers)) < self.config.text_share)
-        size = len(answers) - 1
-        weights = np.zeros(len(answers), dtype=np.float32)
-        weights[answers] = self.config.answer_share * size / answers.sum()
-        weights[counted] = (1 - self.config.answer_share) * size / max(1, counted.sum())
-        return weights
+
+def answer_weights(
+    answers: np.ndarray, generator: np.random.Generator, answer_share: float, text_share: float
+) -> np.ndarray:
+    """Weights [S+1] with sum S: answer_share on answers, the rest on a random text_share of the other tokens."""
+    counted = ~answers & (generator.random(len(answers)) < text_share)
+    size = len(answers) - 1
+    weights = np.zeros(len(answers), dtype=np.float32)
+    weights[answers] = answer_share * size / answers.sum()
+    weights[counted] = (1 - answer_share) * size / max(1, counted.sum())
+    return weights
 
 
 def insert(text: np.ndarray, pieces: list[list[int]], places: np.ndarray) -> np.ndarray:

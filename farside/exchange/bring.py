@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer as BackendTokenizer
 from torch import Tensor
 
 from farside.chat import TOKENIZER
@@ -60,15 +59,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The folder's tokenizer with the special tokens of farside's formats, those that it lacks at the end."""
     read_json(folder, TOKENIZER)
     path = own_file(folder, TOKENIZER)
-    try:
-        backend = BackendTokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise UserError(f"{path}: no tokenizer ({' '.join(str(error).split())[:100]})") from error
-    backend.no_truncation()  # a file may ask for them; our documents are whole
-    backend.no_padding()
-    backend.add_special_tokens([token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None])
-    tokenizer = Tokenizer(backend)
-    if max(backend.get_vocab().values()) >= tokenizer.vocab_size:
+    tokenizer = Tokenizer.adopt(path)
+    if max(tokenizer.backend.get_vocab().values()) >= tokenizer.vocab_size:
         raise UserError(f"{path}: its token ids have gaps; farside's token files need 0 to the number of tokens")
     return tokenizer
 
@@ -97,7 +89,11 @@ def write_run(
     (folder / "config.yaml").write_text(compose.to_yaml(Config(run=RunConfig(name=out.name), model=model)))
     (folder / "experiment").mkdir()
     container = OmegaConf.to_container(OmegaConf.structured(model), enum_to_str=True)
-    overrides: dict[str, Any] = {"model": container, "train": {"init_from": str(out)}}
+    overrides: dict[str, Any] = {
+        "model": container,
+        "data": {"tokenizer": {"path": str(out / TOKENIZER)}},
+        "train": {"init_from": str(out)},
+    }
     text = EXPERIMENT.format(source=source.name, out=out) + OmegaConf.to_yaml(OmegaConf.create(overrides))
     (folder / "experiment" / "imported.yaml").write_text(text)
     state = {

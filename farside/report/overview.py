@@ -3,6 +3,7 @@
 from typing import Any
 
 from farside.report import lineage, prose
+from farside.report.drawn import drawn
 from farside.report.markup import Markup, join, pill, quiet, section, table, tag
 from farside.report.numbers import NONE, change, count, duration, is_number, number, percent, short_hash, size
 from farside.report.read import PHASES, Run, mapping, mean, numbers_of, stages_of
@@ -212,6 +213,7 @@ def data(run: Run) -> Markup:
         "Data and tokenizer",
         tag("p", prose.DATA.format(entries=number(run.data.get("vocab_size")))),
         table(columns, rows, numeric=range(1, 6)),
+        *drawn(run),
         tag(
             "p",
             tag("span", "tokenizer ", tag("code", short_hash(run.data.get("tokenizer_hash")))),

@@ -28,6 +28,8 @@ class Run:
     status: Row
     machine: Row
     data: Row
+    drawn: list[Row]
+    """Pretraining's stages: what each draws from its sources."""
     phases: list[Row]
     metrics: dict[str, list[Row]]
     """Phase -> one object a step."""
@@ -86,6 +88,7 @@ def read_run(run_dir: Path) -> Run:
         status=status,
         machine=reader.object("machine.json"),
         data=reader.object("data.json"),
+        drawn=reader.objects("pretrain/data_drawn.json") or reader.objects("data_drawn.json"),
         phases=reader.objects("phases.json"),
         metrics={phase: rows for phase, rows in metrics.items() if rows},
         summaries={phase: summary for phase, summary in summaries.items() if summary},

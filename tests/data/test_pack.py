@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from farside.configs.errors import UserError
 from farside.data.batch import Batch, Sample, document_sample
+from farside.data.order import rng
 from farside.data.pack import TextSource, TraceSource
 from farside.data.tokenizer import ASSISTANT, END, USER, Tokenizer
 
@@ -88,6 +89,31 @@ def test_epochs_are_shuffled_differently() -> None:
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
     assert orders[0] != sorted(orders[0])
+
+
+@given(st.integers(2, 60), st.floats(0, 1), st.integers(0, 2**32))
+def test_a_row_is_its_slow_twin(size: int, share: float, seed: int) -> None:
+    """Token by token, where document_sample repeats whole documents at once."""
+    generator = rng(seed)
+    tokens, weights = generator.integers(0, 9, size).astype(np.uint16), generator.random(size)
+    starts = generator.random(size) < share
+    starts[0] = True
+    row = document_sample(tokens, weights, starts)
+    document, position = 0, 0
+    for spot in range(size - 1):
+        document, position = (document + 1, 0) if starts[spot] else (document, position + 1)
+        assert (row.tokens[spot], row.labels[spot]) == (tokens[spot], tokens[spot + 1])
+        assert row.weights[spot] == (0.0 if starts[spot + 1] else np.float32(weights[spot + 1]))
+        assert (row.doc_ids[spot], row.positions[spot]) == (document, position)
+    assert [part.dtype for part in vars(row).values()] == [np.int64, np.int64, np.float32, np.int64, np.int64]
+
+
+def test_gathered_rows_are_stacked_rows() -> None:
+    tokens = rng("rows").integers(1, 99, (5, 9))
+    rows = [document_sample(row, np.ones(9, np.float32), row % 4 == row[0] % 4) for row in tokens]
+    batch = Batch.gathered(5, lambda number: rows[number])
+    for name in vars(rows[0]):
+        assert getattr(batch, name).numpy().tolist() == np.stack([getattr(row, name) for row in rows]).tolist()
 
 
 def test_batches_stack_rows_and_sum_weights_in_double() -> None:

@@ -152,6 +152,12 @@ def run_dir(tmp_path: Path) -> Path:
             "sources": sources,
         },
     )
+    entry = {"asked": 0.5, "rows": 960, "share_of_rows": 0.5, "tokens": 120_034, "share_of_tokens": 0.489}
+    lengths = {"0": {"asked": 0.3, "drawn": 0.31}, "4096": {"asked": 0.7, "drawn": 0.69}}
+    drawn = {"en": entry | {"epochs": 1.25, "padding_share": 0.0123, "lengths": lengths}, "copy": entry}
+    stage = {"stage": "s0", "seq_len": 128, "packing": "best_fit", "samples": 1920, "entries": drawn}
+    (run / "pretrain").mkdir(parents=True, exist_ok=True)
+    _json(run / "pretrain/data_drawn.json", [stage])
     _training(run / "pretrain/metrics.jsonl", STAGES, 7.6, noise)
     _training(run / "sft/metrics.jsonl", [("sft", 512, 120)], 3.4, noise)
     reward = [

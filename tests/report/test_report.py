@@ -74,6 +74,8 @@ def test_finished_run_tells_the_whole_story(run_dir: Path) -> None:
         "AMD EPYC",
         "8.20 GB",
         "1.80 million training tokens",
+        "48.9%",
+        "4096+: 70% / 69%",
         "length 128 → 2,048",
         "41% → 90%",
         "55%",
@@ -216,6 +218,8 @@ def test_wrong_types_and_missing_numbers_do_not_stop_the_report(run_dir: Path) -
         elif path.name == "summary.json":
             path.write_text(json.dumps(dict.fromkeys(json.loads(text), "?")))
     change_json(run_dir / "data.json", sources={"en": None, "zh": {"train_tokens": 0, "train_bytes": "x"}})
+    bad = [None, {"entries": 3}, {"entries": {"en": None, "zh": {"asked": "x", "lengths": {"0": 1, "9": {}}}}}]
+    (run_dir / "pretrain/data_drawn.json").write_text(json.dumps(bad))
     (run_dir / "phases.json").write_text('[{"seconds": null}, 3, {"name": "rl", "seconds": "x", "status": null}]')
     assert page_of(run_dir).text
 

@@ -374,7 +374,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), r"no JSON object"),
     "much JSON": (lambda f: (f / "config.json").write_text(" " * (1 << 21)), r"larger than 1,048,576 bytes"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json: no such file"),
-    "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer\.json: no tokenizer"),
+    "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer\.json is no tokenizer"),
 }
 
 
