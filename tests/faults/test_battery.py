@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import statistics
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from farside.train.metrics import read_metrics
 from tests.faults import tally
-from tests.faults.driver import checkpoint_files, last_step, sequence, status
+from tests.faults.driver import checkpoint_files, farside, last_step, sequence, status
 from tests.faults.forked import ForkedJob
 from tests.faults.test_rl_resume import RL
 
@@ -179,3 +181,19 @@ def _resources(pid: int) -> tuple[int, int]:
     """(resident bytes, open files) of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_wandb_in_a_black_hole(tmp_path: Path, words: list[str]) -> None:
+    """The same curve; how much longer a step takes is told, not judged: other jobs share this machine."""
+    hole = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    medians = {}
+    for mode in ("off", "online"):
+        command = ["train", *words, "train.steps=150", f"logging.wandb={mode}", f"run.dir={mode}"]
+        done = farside(command, tmp_path, **(hole if mode == "online" else {}))
+        assert done.returncode == 0, done.stderr
+        medians[mode] = statistics.median(line["seconds"] for line in read_metrics(tmp_path / mode / "metrics.jsonl"))
+    assert sequence(tmp_path / "online") == sequence(tmp_path / "off")
+    longer = medians["online"] / medians["off"] - 1
+    tally.add(f"W&B in a black hole (median step {longer:+.1%})", 1, 1, "nothing: the same curve")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import tally
 from tests.faults.driver import Job, checkpoint_files, farside, last_step, sequence, status
 
 PHASES = ("pretrain", "sft", "reward", "rl", "rl_reward_alone", "eval")
@@ -121,6 +122,8 @@ def test_killed_in_every_phase(tmp_path: Path, job_words: list[str], whole: Path
     done = farside(job_words, tmp_path, seconds=300)
     assert done.returncode == 0, done.stderr
     assert_equal(run, whole)
+    what = {"tree": "all processes of the job", "rank": "one rank", "launcher": "the launcher"}[victim]
+    tally.add(f"SIGKILL of {what} in every phase of `farside run`", 10, 10, "nothing: bit for bit")
 
 
 @pytest.mark.slow
@@ -139,3 +142,4 @@ def test_stopped_in_every_phase(tmp_path: Path, job_words: list[str], whole: Pat
     done = farside(job_words, tmp_path, seconds=300)
     assert done.returncode == 0, done.stderr
     assert_equal(run, whole)
+    tally.add("SIGTERM in every phase of `farside run` (exit code 0)", 10, 10, "nothing: bit for bit")
