@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -165,13 +166,33 @@ def from_yaml(text: str) -> Config:
 
 
 def load(path: Path) -> Config:
-    """A resolved config.yaml. Raises UserError if it is missing or does not fit the schema."""
+    """A resolved config.yaml. Raises UserError if it is missing, does not fit the schema, or holds what no resolved one
+    does: it may come with somebody else's run."""
     if not path.is_file():
         raise UserError(f"{path}: no such configuration; give the run directory of an earlier command")
     try:
-        return from_yaml(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        _check_plain(text, path)
+        return from_yaml(text)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {explain(error)}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: no configuration ({' '.join(str(error).split())})") from error
+
+
+def _check_plain(text: str, path: Path, deepest: int = 32) -> None:
+    """Aliases can grow without bound when they are resolved, nesting can exhaust the stack, tags name objects."""
+    depth = 0
+    for token in yaml.scan(text):
+        opens = isinstance(token, yaml.BlockMappingStartToken | yaml.BlockSequenceStartToken)
+        opens = opens or isinstance(token, yaml.FlowMappingStartToken | yaml.FlowSequenceStartToken)
+        closes = isinstance(token, yaml.BlockEndToken | yaml.FlowMappingEndToken | yaml.FlowSequenceEndToken)
+        depth += opens - closes
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken) or depth > deepest:
+            raise UserError(
+                f"{path}: line {token.start_mark.line + 1}: no tags, anchors, aliases or nesting beyond {deepest} are "
+                "read; a resolved configuration has none"
+            )
 
 
 def keys(node: dict[str, Any] | None = None, prefix: str = "") -> list[str]:

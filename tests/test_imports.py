@@ -155,18 +155,32 @@ def test_the_check_for_collectives_sees_every_spelling(source: str) -> None:
     assert any(is_collective(name) for name in distributed_names(ast.parse(source)))
 
 
+RUNS_CODE = {
+    *("eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "torch.load", "torch.hub.load"),
+    *("os.system", "os.popen", "posix.system", "torch.package.PackageImporter", "subprocess.getoutput"),
+    *("yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "hydra.utils.instantiate", "hydra.utils.call"),
+}
+
+
 def dangers(tree: ast.Module) -> Iterator[str]:
     """What could run somebody else's code."""
-    yield from (name for name in imports(tree) if name.split(".")[0] in PICKLES)
+    yield from (name for name in imports(tree) if name.split(".")[0] in PICKLES or name in RUNS_CODE)
     for call in calls(tree):
         name = dotted(call.func)
-        if name in ("eval", "exec", "__import__", "torch.load", "os.system", "os.popen"):
+        if name in RUNS_CODE or name.split(".")[-1] in ("read_pickle", "to_pickle"):
             yield name
+        if name in ("np.load", "numpy.load") and not any(keyword.arg == "allow_pickle" for keyword in call.keywords):
+            yield f"{name} without allow_pickle=False"
         if name.startswith("yaml.") and name.split(".")[-1] in ("load", "load_all", "unsafe_load", "full_load"):
             yield name
         for keyword in call.keywords:
             if keyword.arg in ("shell", "allow_pickle", "trust_remote_code") and not is_false(keyword.value):
                 yield f"{name}({keyword.arg}=...)"
+            if keyword.arg == "weights_only" and is_false(keyword.value):
+                yield f"{name}(weights_only=False)"
+        names = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
+        if name == "getattr" and names and names[0] in ("system", "popen", "eval", "exec", "load", "loads"):
+            yield f"getattr(..., {names[0]!r})"
 
 
 def is_false(node: ast.expr) -> bool:
@@ -188,6 +202,26 @@ def test_nothing_unpickles_or_evaluates() -> None:
         "exec(text)",
         "subprocess.run(line, shell=True)",
         "np.load(path, allow_pickle=flag)",
+        "np.load(path)",
+        "import numpy\nnumpy.load(path, mmap_mode='r')",
+        "from torch import load",
+        "from os import system",
+        "os.system(line)",
+        "os.popen(line)",
+        "from builtins import exec",
+        "yaml.unsafe_load(text)",
+        "yaml.full_load(text)",
+        "from yaml import UnsafeLoader",
+        "pandas.read_pickle(path)",
+        "import joblib",
+        "torch.load(path, weights_only=True)",
+        "read(path, weights_only=False)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+        "subprocess.getoutput(line)",
+        "getattr(os, 'system')(line)",
+        "from hydra.utils import instantiate",
+        "from subprocess import run\nrun(line, shell=yes)",
     ],
 )
 def test_the_check_for_dangers_sees_them(source: str) -> None:

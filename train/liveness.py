@@ -1,6 +1,6 @@
 """Signs of life: every rank leaves a few bytes that say where it stands, and prints its stacks when signalled.
 
-The bytes go to logs/heartbeat_rank_N with one write and no sync (two microseconds, five times a step); ``watch``
+The bytes go to logs/heartbeat_rank_N with one write and no sync (six microseconds, five times a step); ``watch``
 reads them from outside, so that a rank which is stopped, or holds Python's lock in a loop of C, is seen all the same.
 """
 

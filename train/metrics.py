@@ -60,8 +60,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a line torn by a kill is the last and is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is no JSON object; remove the file or that line") from error
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,8 +81,9 @@ def write_status(directory: Path, status: str, **more: object) -> None:
     path = directory / "status.json"
     kept = {}
     if path.is_file():
-        old = json.loads(path.read_text())
-        kept = {key: old[key] for key in ("step", "steps") if key in old}
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # a broken one is replaced
+            old = dict(json.loads(path.read_text()))
+            kept = {key: old[key] for key in ("step", "steps") if key in old}
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps({"status": status, "cause": None, **kept, **more}))
     os.replace(unfinished, path)

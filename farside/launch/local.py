@@ -101,6 +101,8 @@ class Launcher:
         command += ["--stop-file", str(self.directory / STOP_FILE), "--launcher", str(os.getpid())]
         command += ["--init-from", str(init_from)] if init_from else []
         environment = {**os.environ, "OMP_NUM_THREADS": str(config.launch.threads_per_rank)}
+        if sys.platform == "linux":  # these ranks are all on this machine: nobody else need reach them
+            environment = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", **environment}
         environment["PYTHONPATH"] = os.pathsep.join([str(_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
         mirror = start_mirror(
             directory,

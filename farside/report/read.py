@@ -181,7 +181,7 @@ class _Reader:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 rows.append(row)
@@ -210,6 +210,6 @@ class _Reader:
             return None
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.problems.append(f"{name} is not JSON ({error}): left out")
             return None

@@ -10,6 +10,7 @@ import pytest
 
 from farside.train.liveness import ORDER, Pulse, read_heartbeat
 from farside.train.watch import Watch, main_thread
+from tests.faults import tally
 from tests.faults.driver import Job, environment, last_step, status
 
 STEPS, TIMEOUT = 12, 3
@@ -186,6 +187,8 @@ def test_hang_of_a_rank(tmp_path: Path, words: list[str], kind: str, module: str
     stacks = [(run / "logs" / f"rank_{rank}.log").read_text() for rank in (0, 1)]
     assert "most recent call first" in stacks[0], "of all live ranks"
     assert kind == "stop" or "most recent call first" in stacks[1]
+    starter = "torchrun" if module == BARE else "launcher"
+    tally.add(f"a rank hangs ({kind}, {starter}): named, ended in time", 1, 1, "steps since the last checkpoint")
 
 
 @pytest.mark.slow

@@ -1,15 +1,20 @@
 """A request to end saves first and exits 0: Ctrl-C, SIGTERM to any process, ``farside stop``; 10 times of 10."""
 
+import contextlib
 import os
+import pty
 import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import STEPS
-from tests.faults.driver import Job, checkpoint_files, farside, last_step, sequence, status
+from tests.faults.driver import Job, checkpoint_files, environment, farside, last_step, sequence, status
 
 
 def interrupt(job: Job) -> None:
@@ -77,3 +82,41 @@ def test_second_signal_kills(tmp_path: Path, two_ranks: list[str]) -> None:
         assert job.wait() == 1
         assert job.gone()
     assert "killed on request" in job.err.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_terminal_that_goes_away(tmp_path: Path, words: list[str]) -> None:
+    """The window is closed or the connection lost: the run saves, and printing into nothing fails nobody."""
+    leader, follower = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "farside.cli",
+        "train",
+        *words,
+        "train.steps=4000",
+        "run.dir=run",
+        "logging.every=1",
+    ]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command],
+        cwd=tmp_path,
+        env=environment(TERM="xterm"),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    deadline = time.monotonic() + 60
+    while last_step(tmp_path / "run") < 3:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(leader, False)
+            os.read(leader, 65536)
+        time.sleep(0.01)
+    os.close(leader)  # the kernel sends SIGHUP to what runs in that terminal
+    assert process.wait(60) == 0
+    stopped = status(tmp_path / "run")
+    assert stopped["status"] == "stopped"
+    assert stopped["step"] == last_step(tmp_path / "run")
