@@ -21,7 +21,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "wandb": {"train/metrics.py"},
     "hydra": {"configs/compose.py", "farside/launch/commands.py"},
-    "megatron": {"train/engine/megatron.py", "data/indexed.py"},
+    "megatron": {"train/engine/megatron.py", "data/indexed.py", "scripts/bench_data.py"},
     "deepspeed": {"train/engine/deepspeed.py"},
     # collectives in the one, their typing rules and the check itself in the other: the latter runs only on request
     "spmd_types": {"parallel/comm.py", "parallel/types.py"},
