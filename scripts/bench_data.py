@@ -63,7 +63,7 @@ def documents(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     tokens = generator.integers(1, VOCABULARY, offsets[-1], dtype=np.uint16)
     tokens[offsets[1:] - 1] = END_OF_TEXT
     np.save(path, tokens)
-    return np.load(path, mmap_mode="r"), offsets
+    return np.load(path, mmap_mode="r", allow_pickle=False), offsets
 
 
 def ours(folder: Path, tokens: np.ndarray, offsets: np.ndarray, seq_len: int, packing: str) -> Iterator[int]:
@@ -193,7 +193,7 @@ def held():
     return sum(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
 folder, before = Path(sys.argv[1]), held()
 started = time.perf_counter()
-tokens, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "offsets"))
+tokens, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("tokens", "offsets"))
 source = PackedSource("text", tokens, offsets, 0, Packing.best_fit, {}, 0, PlanStore(folder / "plans", "large"))
 source.sample(12345, 4096)
 seconds = time.perf_counter() - started

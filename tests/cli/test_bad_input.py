@@ -19,6 +19,7 @@ def prepared_of(words: list[str]) -> Path:
     return next(path.parent for path in folder.glob("*/data.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_token_files_of_another_vocabulary(tmp_path: Path, words: list[str]) -> None:
     """As many tokens as before, some beyond the tokenizer; and a tokenizer that made none of them."""
@@ -42,6 +43,7 @@ def test_token_files_of_another_vocabulary(tmp_path: Path, words: list[str]) -> 
     assert last_step(tmp_path / "run") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_needle_longer_than_the_context_is_named_before_the_first_step(tmp_path: Path, words: list[str]) -> None:
     """In the documents of a later stage, and in the grid that is only drawn at the end."""

@@ -67,6 +67,7 @@ def test_the_same_prompt_continues_as_plain_text(job: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_terminal(job: Path) -> None:
     with Terminal(["chat", str(job / "pretrain"), "max_new_tokens=4"], job, columns=40) as terminal:

@@ -73,7 +73,11 @@ def test_run_directory_of_a_finished_run(finished: Path) -> None:
     assert status(finished)["status"] == "finished"
     record = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
     assert {"step", "tokens", "loss", "grad_norm", "lr", "seconds", "tokens_per_second", "mfu"} <= record.keys()
-    assert [path.name for path in sorted((finished / "logs").iterdir())] == ["launcher.log", "rank_0.log"]
+    assert [path.name for path in sorted((finished / "logs").iterdir())] == [
+        "heartbeat_rank_0",
+        "launcher.log",
+        "rank_0.log",
+    ]
 
 
 @pytest.mark.timeout(60)

@@ -60,6 +60,7 @@ def test_light(started: dict[str, Outcome], name: str) -> None:
     refused(started[name].result(), LIGHT[name][1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_corpus_that_cannot_be_read(tmp_path: Path, words: list[str], pool: ThreadPoolExecutor) -> None:
     empty, binary = write_corpus(tmp_path / "empty"), write_corpus(tmp_path / "binary")
@@ -87,6 +88,7 @@ def corrupt(run: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_checkpoints_that_do_not_fit(
     tmp_path: Path, words: list[str], finished: Path, pool: ThreadPoolExecutor

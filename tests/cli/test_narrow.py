@@ -21,6 +21,7 @@ def lines_of(words: list[str], cwd: Path, code: int = 0) -> list[str]:
     return [line.rstrip() for line in terminal.lines]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_train(tmp_path: Path, words: list[str]) -> None:
     lines = lines_of(["train", *words, "logging.every=1", "run.dir=run"], tmp_path)

@@ -25,6 +25,7 @@ def sweep(tmp_path: Path, words: list[str]) -> list[str]:
     return ["train", "-m", *overrides, "train.steps=3,0,2", "run.dir=sweep"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_failing_point_is_named_and_the_others_finish(tmp_path: Path, sweep: list[str]) -> None:
     done = farside(sweep, tmp_path)
@@ -93,6 +94,7 @@ def test_interrupt_stops_the_sweep_and_the_same_command_goes_on(tmp_path: Path, 
         assert "data.seed=1 (not started)" in job.out.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_refused_sweep_leaves_the_earlier_one(tmp_path: Path) -> None:
     """A value that Hydra refuses, in an awkwardly named directory; swept experiments share one directory."""

@@ -79,6 +79,7 @@ def test_refused_torchrun_leaves_the_description(tmp_path: Path, words: list[str
     assert status(tmp_path / "run")["status"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_terminal_shows_a_bar(tmp_path: Path, words: list[str]) -> None:
     """Without a terminal there are lines only: see ``test_bare_torchrun``."""

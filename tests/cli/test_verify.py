@@ -46,6 +46,7 @@ def test_two_ranks_on_a_narrow_terminal(tmp_path: Path) -> None:
 BROKEN = "from farside.launch import commands; commands.WORKERS['verify'] = 'tests.verify.broken'"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_bug_ends_with_exit_code_1(tmp_path: Path) -> None:
     script = f"{BROKEN}; from farside.cli import main; main()"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.driver import Job, checkpoint_files, farside, last_step, sequence
 
 RL = [
@@ -11,6 +13,7 @@ RL = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
     # the policy knows no sums, so that every reward is 0 and what moves the weights is replay
     command = ["rl", *words, *RL, f"train.init_from={max((reference / 'checkpoints').glob('step_*'))}"]

@@ -91,6 +91,7 @@ def test_flipped_byte_is_named(tmp_path: Path) -> None:
     assert checkpoint_format.read(folder).step == 10
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("room", [300_000, pytest.param(0, marks=pytest.mark.slow)], ids=["some room", "none at all"])
 def test_disk_full_while_saving(tmp_path: Path, words: list[str], room: int) -> None:

@@ -29,7 +29,7 @@ def check(cases: list[Case], by_rank: list[list[Errors]], forward: float = FORWA
             assert not errors.dirty, (case, errors)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_kind_and_layout_equals_the_reference(ranks: RankPool, world_size: int) -> None:
     cases = [
         Case(kind, layout, rows, *HEADS[number % len(HEADS)])

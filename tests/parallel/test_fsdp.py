@@ -12,6 +12,8 @@ from tests.parallel.training import CLIP, Trained, digest, fail_on_rank_zero, lo
 from tests.ranks import Rank, RankPool
 
 MESHES = {"dp_shard 2": (1, 2), "dp_shard 3": (1, 3), "dp_shard 4": (1, 4), "replicate 2 x shard 2": (2, 2)}
+CHOSEN = [mesh if mesh == (2, 2) else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES.values()]
+"""The rest runs with --all; the parity cover has more of them in the normal tests."""
 
 
 @cache
@@ -35,7 +37,7 @@ def test_micro_batches_change_nothing_on_one_process(kind: OptimKind) -> None:
 
 
 @pytest.mark.parametrize("kind", OptimKind)
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("mesh", CHOSEN, ids=MESHES)
 def test_layout_equals_one_process(ranks: RankPool, mesh: tuple[int, int], kind: OptimKind) -> None:
     replicate, shard = mesh
     for pieces in (1, 2) if shard == 3 else (1, 3):  # three ranks have four rows each
@@ -57,6 +59,7 @@ def test_one_and_two_ranks_and_one_and_four_micro_batches_give_the_same_weights(
             assert_same(ranks.run(train, size, 1, size, kind, pieces)[0], alone(kind, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [Recompute.selective, Recompute.full])
 def test_recomputation_under_sharding_changes_no_bit(ranks: RankPool, recompute: Recompute) -> None:
     wanted = ranks.run(train, 2, 1, 2, OptimKind.muon, 3)
@@ -73,11 +76,12 @@ def test_compiled_and_sharded_equals_eager_alone(ranks: RankPool, recompute: Rec
 
 
 @pytest.mark.parametrize("kind", OptimKind)
-@pytest.mark.parametrize("mesh", [(1, 2), (2, 2)])
+@pytest.mark.parametrize("mesh", [(1, 2), pytest.param((2, 2), marks=pytest.mark.slow)])
 def test_bf16_on_every_mesh_is_one_process_to_the_precision_of_bf16(
     ranks: RankPool, mesh: tuple[int, int], kind: OptimKind
 ) -> None:
-    """Measured after three steps: losses within 8e-4, norms 2e-3, weights 3e-4; bounds: about 3x."""
+    """Measured after three steps on processors with and without bf16 arithmetic: losses within 8e-4, norms 2e-3 and
+    6.2e-3, weights 3e-4; one process in bf16 is 5.6e-3 away from fp32 in the norm. Bounds: two to three times that."""
     replicate, shard = mesh
     wanted = train(Rank(0, 1), 1, 1, kind, 1, Dtype.bfloat16)
     results = ranks.run(train, replicate * shard, replicate, shard, kind, 3, Dtype.bfloat16)
@@ -85,7 +89,7 @@ def test_bf16_on_every_mesh_is_one_process_to_the_precision_of_bf16(
     assert found.initial == wanted.initial
     assert all(result.final == found.final for result in results)
     assert found.losses == pytest.approx(wanted.losses, rel=2e-3)
-    assert found.grad_norms == pytest.approx(wanted.grad_norms, rel=5e-3)
+    assert found.grad_norms == pytest.approx(wanted.grad_norms, rel=1.2e-2)
     for name, value in wanted.weights.items():
         assert found.weights[name].dtype == torch.float32
         assert (found.weights[name] - value).norm() <= 1e-3 * value.norm(), name

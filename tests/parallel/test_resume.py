@@ -50,6 +50,7 @@ def load(place: Rank, cell: Cell, directory: Path) -> tuple[str, tuple[float, fl
     return state_digest(engine), step(engine, cell, 2)
 
 
+@pytest.mark.slow
 def test_other_layouts_go_on_from_a_checkpoint(ranks: RankPool, tmp_path: Path) -> None:
     ((state, third), *others) = ranks.run(save, SAVED.ranks, tmp_path)
     assert {other for other, _ in others} == {state}

@@ -117,6 +117,7 @@ def peak_bytes(engine: NativeEngine, length: int) -> int:
     return int(np.cumsum(sizes).max())
 
 
+@pytest.mark.slow
 def test_peak_memory_is_linear_in_length_and_each_way_keeps_less() -> None:
     ways = {
         "none": engine_of(WIDE),

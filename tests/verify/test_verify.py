@@ -41,7 +41,9 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("tp", "replicas") else []) for name in RIGHT]
+)
 def test_right_layouts_agree(ranks: RankPool, name: str) -> None:
     found = verdict(ranks, *RIGHT[name])
     assert found.agrees, found.line
