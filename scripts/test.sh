@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: under 5 minutes on 2 cores. --all adds the long ones. Other arguments go to pytest.
+# The tests: 5 minutes on 2 fast cores is their budget. --all adds the long ones. Other arguments go to pytest.
 set -euo pipefail
 scripts="$(dirname "${BASH_SOURCE[0]}")"
 "$scripts/setup.sh"
