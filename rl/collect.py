@@ -84,9 +84,16 @@ class Collector:
             self.runtime.config.train.seed,
         )
         self.runtime.pulse.beat("score")
-        scores = self.reward.score(completions)
+        scores = self._shared(self.reward.score(completions) if self.mesh.leads else [])
         self._check(step, scores)
         return list(zip(completions, shaped(completions, scores, config)))
+
+    def _shared(self, scores: list[Score]) -> list[Score]:
+        """The leading rank's, on all ranks that share its samples: a verdict may depend on time, which each would
+        measure for itself. Collective."""
+        for group in (self.mesh.tp, self.mesh.cp, self.mesh.pp):
+            scores = comm.broadcast_object(scores, group)
+        return scores
 
     def prompts(self, first_problem: int) -> list[Prompt]:
         """This rank's share of prompts_per_step problems, whatever the mesh."""

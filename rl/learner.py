@@ -23,38 +23,53 @@ from farside.train.guard import Guard, read
 from farside.train.liveness import Pulse
 from farside.train.precision import COMPUTED
 
+SUMS = ("policy_loss", "replay_loss")
+"""Metrics that are losses, over the loss's own divisor; the others are means over tokens by their weights."""
+
 
 class Learner:
     """The algorithm over an engine. reference: the frozen policy that rl.kl measures from; None at weight 0."""
 
     def __init__(self, config: Config, engine: NativeEngine, replay: Replay, reference: Engine | None = None) -> None:
         self.config, self.engine, self.replay, self.reference = config.rl, engine, replay, reference
-        self.guard = Guard(config.train.guard)
         self.algorithm = make_algorithm(config.rl)
         self.loss_fn = rl_loss(self.algorithm.objective, replay.weight)
         self.dtype = torch.promote_types(COMPUTED[config.train.dtype], torch.float32)
 
     def update(
-        self, completions: Sequence[Completion], scores: Sequence[Score], step: int, lr: float, pulse: Pulse
+        self,
+        completions: Sequence[Completion],
+        scores: Sequence[Score],
+        step: int,
+        lr: float,
+        guard: Guard,
+        pulse: Pulse,
     ) -> dict[str, Any]:
-        """Iteration ``step`` on this rank's completions; numbers of the last of its updates. Collective.
+        """Iteration ``step`` on this rank's completions; numbers of its last update, ``skipped`` of the first that was
+        skipped. Collective.
 
         Ranks bring equally many completions.
         """
         batches, total = self.batches(completions, scores)
         replayed = self.replay.step(step)
-        weight = self.total([sum(batch.weight for batch in replayed)])[0]
+        own, weight = self.total([sum(batch.weight for batch in kind) for kind in (batches, replayed)])
         batches += self.replay.weighed(replayed, total, weight)
         if self.algorithm.reset_optimizer:
             self.engine.reset_optimizer()
+        first_skip: dict[str, Any] = {}
         for _ in range(self.config.updates_per_step):
             pulse.beat("forward")
             loss_fn = pulse.around(self.loss_fn)
             outputs = self.engine.forward_backward(batches, loss_fn, total * (1 + self.replay.weight))
             pulse.beat("step")
-            stats = self.engine.step(lr, self.guard.judge(outputs.loss))
-            learnt = self.guard.settle(read({"loss": outputs.loss, **vars(stats), **outputs.metrics}), step)
-        return learnt
+            stats = self.engine.step(lr, guard.judge(outputs.loss))
+            metrics = {
+                name: value if name in SUMS else value * (total / max(own, 1e-9))
+                for name, value in outputs.metrics.items()
+            }
+            learnt = guard.settle(read({"loss": outputs.loss, **vars(stats), **metrics}), step)
+            first_skip = first_skip or {name: learnt[name] for name in ("skipped", "batch") if name in learnt}
+        return {**learnt, **first_skip}
 
     def batches(self, completions: Sequence[Completion], scores: Sequence[Score]) -> tuple[list[Batch], float]:
         """Micro-batches with all that the objective looks at, as many on every rank, and the divisor of their loss."""
@@ -66,8 +81,9 @@ class Learner:
             self.config.max_new_tokens,
         )
         extras = {"old_logprobs": rows.sampled_logprobs}
-        plain = rows.batches(weights_N, extras)
-        if self.config.correction.kind is not Correction.none:
+        corrects = self.config.correction.kind is not Correction.none
+        plain = rows.batches(weights_N, extras) if corrects or self.reference is not None else []
+        if corrects:
             extras = {"sampler_logprobs": extras["old_logprobs"], "old_logprobs": self.logprobs(self.engine, plain)}
         if self.reference is not None:
             extras["ref_logprobs"] = self.logprobs(self.reference, plain)

@@ -45,7 +45,7 @@ class RlLoop:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
         runtime, main = self.runtime, self.runtime.main
         runtime.pulse.expect_slow(progress["step"] + 1)
-        self.learner.guard = self.guard = Guard(runtime.config.train.guard, progress.get("guard"))
+        self.guard = Guard(runtime.config.train.guard, progress.get("guard"))
         progress["guard"] = self.guard.record()
         self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
         self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
@@ -82,7 +82,7 @@ class RlLoop:
         collected = self.collector.collect(step, progress["problems"])
         seconds_rollout = time.perf_counter() - started
         lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
-        learnt = self.learner.update(collected.completions, collected.scores, step, lr, self.runtime.pulse)
+        learnt = self.learner.update(collected.completions, collected.scores, step, lr, self.guard, self.runtime.pulse)
         progress["step"] += 1
         progress["problems"] += collected.problems
         record = {

@@ -8,7 +8,7 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, RlConfig
+from farside.configs.schema import Algorithm, Config, Correction, RlConfig
 from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
 from farside.rl.algorithms.registry import make_algorithm
@@ -27,6 +27,9 @@ from farside.train.checkpoint.store import OWN_KEYS, CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.phase import identity, load_data, load_foreign, write_summary
 from farside.train.runtime import Runtime, worker_main
+
+WHOLE_ANSWERS = (Algorithm.rloo, Algorithm.gspo, Algorithm.k15, Algorithm.k2)
+"""Their loss is one of an answer, which stands at each of its tokens: to leave out a token there leaves in its part."""
 
 
 def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> dict[str, Any]:
@@ -91,6 +94,11 @@ def check(config: Config) -> None:
             f"use a multiple of {ranks}"
         )
     check_algorithm(config.rl)
+    if config.rl.sampling_rounds > 1 and not config.rl.verifier_weight:
+        raise UserError(
+            "rl.sampling_rounds: which groups teach is the verifier's verdict, which rl.verifier_weight = 0 leaves "
+            "out; use sampling_rounds=1"
+        )
     if config.rl.samples_per_prompt < 2:
         raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
 
@@ -111,6 +119,12 @@ def check_algorithm(rl: RlConfig) -> None:
     for key in ("temperature", "temperature_end", "tau"):
         if (value := getattr(rl, key)) is not None and value <= 0:
             raise UserError(f"rl.{key} = {value}; give more than 0")
+    if rl.correction.kind is not Correction.none and rl.algorithm in WHOLE_ANSWERS:
+        raise UserError(
+            f"rl.correction.kind={rl.correction.kind.value} corrects token by token, but "
+            f"rl.algorithm={rl.algorithm.value} has one loss an answer; "
+            "use grpo, dr_grpo, dapo or reinforce_pp, or no correction"
+        )
     if rl.kl.weight < 0:
         raise UserError(f"rl.kl.weight = {rl.kl.weight}; give 0 or more")
     if not 0 <= rl.correction.low <= rl.correction.high:

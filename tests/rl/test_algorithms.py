@@ -308,6 +308,10 @@ def test_losses_against_loops(
         ({"temperature_end": 0.0}, r"rl\.temperature_end = 0\.0"),
         ({"kl": KlConfig(weight=-1)}, r"rl\.kl\.weight = -1"),
         ({"correction": CorrectionConfig(low=3.0)}, r"rl\.correction: low = 3\.0"),
+        (
+            {"algorithm": Algorithm.rloo, "correction": CorrectionConfig(kind=Correction.icepop)},
+            r"rl\.correction\.kind=icepop corrects token by token, but rl\.algorithm=rloo has one loss an answer",
+        ),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, object], told: str) -> None:

@@ -1,19 +1,24 @@
 """Every algorithm's gradient, from rewards on, however the batch is cut: micro-batches, packing, padding, ranks."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from farside.configs.schema import Algorithm, Config, Correction, KlPlace, ParallelConfig
+from farside.configs.schema import Algorithm, Config, Correction, GuardConfig, KlPlace, ParallelConfig
 from farside.data.batch import Batch
 from farside.parallel.mesh import ONE_RANK, Mesh, ParallelDims
 from farside.rl.learner import Learner
 from farside.rl.replay import Replay
 from farside.rl.types import Completion, Mark, Prompt, Score, Verdict
+from farside.train.engine.base import Judge
 from farside.train.engine.native import NativeEngine
+from farside.train.guard import Guard
+from farside.train.liveness import Pulse
 from tests.ranks import Rank, RankPool
 from tests.train.models import SMALL, small_config
 
@@ -160,3 +165,36 @@ def test_two_ranks(
     cut = "packed" if axis == "cp" else ""
     for seen in ranks.run(gradients, 2, LAYOUTS[axis], cases, *drawn, 5, cut):
         assert_same(seen, {case: alone[case] for case in cases})
+
+
+def update(tmp_path: Path, name: str, updates: int = 1, lr: float = 0.0, guard: Guard | None = None) -> dict[str, Any]:
+    """What the loop is told of one iteration."""
+    config = configured(name)
+    config.rl.updates_per_step = updates
+    learner = Learner(config, engine_of(config, ONE_RANK, ONE, 0), Replay(None, 0.0))
+    guard = guard or Guard(config.train.guard)
+    return learner.update(*samples(), 0, lr, guard, Pulse(tmp_path, 0, 60.0, 60.0))
+
+
+def test_metrics_are_means_over_tokens_whatever_the_divisor(tmp_path: Path) -> None:
+    """dr_grpo divides by the longest possible answer, dapo by the tokens; every token weighs alike in both."""
+    one, other = update(tmp_path, "dapo"), update(tmp_path, "dr_grpo")
+    for name in ("entropy", "kl"):
+        assert other[name] == pytest.approx(one[name], rel=1e-12)
+        assert one[name] > 0
+
+
+class FirstIsBad(Guard):
+    """Skips the first update that it sees."""
+
+    seen = 0
+
+    def judge(self, loss: Tensor) -> Judge:
+        self.seen += 1
+        return lambda norm: torch.tensor(self.seen == 1)
+
+
+def test_an_update_that_was_skipped_is_told(tmp_path: Path) -> None:
+    told = update(tmp_path, "grpo", 2, 1e-3, FirstIsBad(GuardConfig()))
+    assert told["skipped"] == "spike"
+    assert "skipped" not in update(tmp_path, "grpo", 2, 1e-3)

@@ -15,6 +15,7 @@ from farside.rl.replay import Replay
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.types import Completion, Mark, Prompt, Score, Verdict
 from farside.train.engine.native import NativeEngine
+from farside.train.guard import Guard
 from farside.train.liveness import Pulse
 from tests.ranks import Rank, RankPool
 from tests.train.models import small_config
@@ -64,7 +65,8 @@ def iterate(place: Rank, layout: ParallelConfig, folder: Path) -> Iteration:
             )
             for item in completions
         ]
-        learner.update(completions, scores, step, 1e-2, Pulse(folder, place.rank, 60.0, 60.0))
+        pulse = Pulse(folder, place.rank, 60.0, 60.0)
+        learner.update(completions, scores, step, 1e-2, Guard(config.train.guard), pulse)
         seen += completions
     return Iteration(seen, dict(engine.named_weights()))
 
