@@ -24,7 +24,7 @@ class Reading:
     """times [N]: how often a plan holds each document; epochs: the tokens of a plan over those of the text."""
 
     times: np.ndarray
-    epochs: int
+    epochs: float
     shares: dict[int, float]
     """Class (its least length in tokens) -> share of the plan's tokens."""
 
@@ -49,8 +49,11 @@ def weigh(lengths_N: np.ndarray, asked: Mapping[int, float], rng: np.random.Gene
         members = rng.permutation(np.flatnonzero(class_N == number))
         # rounded along a random order: the class gets its number of readings to within one document
         times_N[members] = np.diff(np.floor(np.arange(len(members) + 1) * factor * epochs + 0.5)).astype(np.int64)
+    # with every class at its most, a plan holds less than as many times the text
+    all_at_most = bool((factors_C[factors_C > 0] == MOST_REPEATS).all())
+    given = float((factors_C * tokens_C).sum() / lengths_N.sum()) if all_at_most else 1.0
     read = np.array([(lengths_N * times_N)[class_N == number].sum() for number in range(len(bounds))])
-    return Reading(times_N, epochs, {bound: float(share) for bound, share in zip(bounds, read / read.sum())})
+    return Reading(times_N, epochs * given, {bound: float(share) for bound, share in zip(bounds, read / read.sum())})
 
 
 def _factors(tokens_C: np.ndarray, asked_C: np.ndarray, total: float) -> np.ndarray:

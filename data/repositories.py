@@ -57,18 +57,28 @@ def _files(folder: Path, config: SourceConfig) -> Iterator[str]:
             yield piece
 
 
+def watched(folder: Path) -> Iterator[Path]:
+    """What may change the document: its files, and the folders in which others may appear."""
+    for root, files in _folders(folder):
+        yield root
+        yield from files
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    """Regular files; links are not followed: they lead out of the repository, or to a file that comes anyway."""
+    return (file for _, files in _folders(folder) for file in files)
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders with their regular files; links are not followed: they lead out of the repository, or to a file that
+    comes anyway."""
 
     def fail(error: OSError) -> None:
         raise error
 
     for root, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if name not in VENDORED | VERSION_CONTROL]
-        for name in names:
-            path = Path(root) / name
-            if name not in VERSION_CONTROL and not name.endswith(MADE) and path.is_file() and not path.is_symlink():
-                yield path
+        kept = (Path(root) / name for name in names if name not in VERSION_CONTROL and not name.endswith(MADE))
+        yield Path(root), [path for path in kept if path.is_file() and not path.is_symlink()]
 
 
 def _text(path: Path) -> str | None:

@@ -24,6 +24,12 @@ _RACY_NANOSECONDS = 2_000_000_000
 """A file changed this shortly before it is read may change again within one tick of its clock: no plan is kept."""
 
 
+_READERS = 1
+"""To be raised when a reader comes to give other documents of the same files: plans made before are made again."""
+_FREE = ("language", "max_epochs")
+"""Settings of a source that its documents do not depend on."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """Consecutive documents of one split. sha256: over the SHA-256 of each."""
@@ -106,7 +112,7 @@ def plan_source(
         return make_plan(source, shard_bytes, advance)
     state = _state(files)
     settled = all(max(entry[3:5]) < began - _RACY_NANOSECONDS for entry in state)
-    record = {"settings": _settings(source.config), "shard_bytes": shard_bytes, "files": state}
+    record = {"readers": _READERS, "settings": _settings(source.config), "shard_bytes": shard_bytes, "files": state}
     path = cache / f"{hashlib.sha256(json.dumps(record).encode()).hexdigest()[:32]}.json"
     if settled and (kept := _read(path)) is not None:
         return kept
@@ -122,13 +128,14 @@ def _state(files: list[Path]) -> list[list[Any]]:
     """(path, size, inode, modified, changed) of every file."""
     found = []
     for path in files:
-        about = path.lstat()
+        about = path.stat()  # of what a link leads to: that is what is read
         found.append([str(path), about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns])
     return found
 
 
 def _settings(config: SourceConfig) -> dict[str, Any]:
-    return {key: value.value if isinstance(value, Enum) else value for key, value in vars(config).items()}
+    decisive = {key: value for key, value in vars(config).items() if key not in _FREE}
+    return {key: value.value if isinstance(value, Enum) else value for key, value in decisive.items()}
 
 
 def _read(path: Path) -> Plan | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from farside.configs.errors import UserError
 from farside.configs.schema import SourceConfig, SourceKind
 from farside.data.readers import read_datasets, read_files
-from farside.data.repositories import find_repositories, read_repositories
+from farside.data.repositories import find_repositories, read_repositories, watched
 
 SPLITS = ("train", "validation", "haystack")
 HELD_OUT_FIRST = ("haystack", "validation", "train")
@@ -137,7 +137,7 @@ class Source:
         parts = self._parts() or {"all": self._find(config.path, f"{self.key}.path")}
         found = [path for paths in parts.values() for path in paths]
         if config.kind is SourceKind.repositories:
-            return sorted(file for folder in found for file in [folder, *folder.rglob("*")])
+            return sorted(file for folder in found for file in watched(folder))
         return found
 
 

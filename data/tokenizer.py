@@ -60,6 +60,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.add_special_tokens([token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None])
+        if max(backend.get_vocab().values()) >= backend.get_vocab_size():
+            raise UserError(f"{file}: its token ids have gaps; farside's token files need 0 to the number of tokens")
         return cls(backend)
 
     def save(self, path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from farside.configs import compose
 from farside.configs.errors import UserError
@@ -24,7 +25,7 @@ def parse(command: str, words: list[str], kind: type[Settings], paths: str) -> t
     dotlist = [word for word in words if word not in given]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(dotlist))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         keys = ", ".join(item.name for item in fields(cast(Any, kind)))
         raise UserError(
             f"farside {command}: {compose.explain(error).partition(':')[0]}: give one of {keys}, fitting its type"

@@ -190,13 +190,8 @@ class NeedleSource:
         start = generator.integers(len(self.tokens) - room)
         text = np.asarray(self.tokens[start : start + room]).astype(np.int64)
         places = np.sort(generator.choice(self.writer.boundaries(text), size=len(needles)))
-        tokens = np.concatenate([insert(text, hidden, places), np.array(tail, dtype=np.int64)])
-        answers = np.zeros(len(tokens), dtype=bool)
-        answers[len(tokens) - len(tail) :] = is_answer
-        starts = np.zeros(len(tokens), dtype=bool)
-        starts[0] = True
-        weights = answer_weights(answers, generator, self.config.answer_share, self.config.text_share)
-        return document_sample(tokens, weights, starts)
+        whole = insert(text, hidden, places)
+        return questioned(whole, tail, is_answer, generator, self.config.answer_share, self.config.text_share)
 
     def _questions(self, needles: list[Needle]) -> tuple[list[int], list[bool]]:
         """Tokens of all questions with answers, and which of them are to be looked up in the text: answers, and the
@@ -208,6 +203,23 @@ class NeedleSource:
             tokens += [*stem, *answer]
             looked_up += [*self.writer.told_by_text(needle), *[True] * len(answer)]
         return tokens, looked_up
+
+
+def questioned(
+    text: np.ndarray,
+    tail: list[int],
+    is_answer: list[bool],
+    generator: np.random.Generator,
+    answer_share: float,
+    text_share: float,
+) -> Sample:
+    """One document: the text and, behind it, its questions with answers. is_answer: which tokens of the tail."""
+    tokens = np.concatenate([text, np.array(tail, dtype=np.int64)])
+    answers = np.zeros(len(tokens), dtype=bool)
+    answers[len(text) :] = is_answer
+    starts = np.zeros(len(tokens), dtype=bool)
+    starts[0] = True
+    return document_sample(tokens, answer_weights(answers, generator, answer_share, text_share), starts)
 
 
 def answer_weights(

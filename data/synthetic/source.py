@@ -7,9 +7,9 @@ import numpy as np
 
 from farside.configs.errors import UserError
 from farside.configs.schema import SyntheticConfig
-from farside.data.batch import Sample, document_sample
+from farside.data.batch import Sample
 from farside.data.order import rng
-from farside.data.synthetic.needle import answer_weights, insert, sentence_ends
+from farside.data.synthetic.needle import insert, questioned, sentence_ends
 from farside.data.synthetic.phrases import PHRASES
 from farside.data.synthetic.tasks import TASKS, Task
 from farside.data.tokenizer import Tokenizer
@@ -68,13 +68,8 @@ class TaskSource:
             places = places.repeat(len(hidden))
         if task.at_start:
             places[0] = 0
-        tokens = np.concatenate([insert(text, hidden, places), np.array(tail, dtype=np.int64)])
-        answers = np.zeros(len(tokens), dtype=bool)
-        answers[len(tokens) - len(tail) :] = is_answer
-        starts = np.zeros(len(tokens), dtype=bool)
-        starts[0] = True
-        weights = answer_weights(answers, generator, self.config.answer_share, self.config.text_share)
-        return document_sample(tokens, weights, starts)
+        whole = insert(text, hidden, places)
+        return questioned(whole, tail, is_answer, generator, self.config.answer_share, self.config.text_share)
 
     def _places(self, text: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
         """Ascending places at the text's beginning or behind its sentences."""

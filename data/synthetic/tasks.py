@@ -10,6 +10,7 @@ Key and value pairs are drawn from the training side of the needles' hash split.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -35,11 +36,13 @@ class Task:
 
 
 LETTERS = list("ABCDEFGHJKLMNPQRSTUVWXYZ")
+MOST_NAMES = len(LETTERS) ** 3 // 2
+"""Of three letters; half of all, so that different ones are soon drawn. What a language has bounds the other counts."""
 Draw = Callable[[Phrases, np.random.Generator, float, SyntheticConfig], Task]
 
 
 def keyvalue(phrases: Phrases, generator: np.random.Generator, scale: float, config: SyntheticConfig) -> Task:
-    count = scaled(config.keyvalue.entries, scale, 2)
+    count = scaled(min(config.keyvalue.entries, supply(phrases)), scale, 2)
     keys, values = pairs(phrases, generator, count), pairs(phrases, generator, count, values=True)
     write = lambda template, n: fill(template, phrases.space, key=keys[n], value=values[n])  # noqa: E731
     asked = generator.permutation(count)[: scaled(config.keyvalue.questions, scale, 1)]
@@ -51,7 +54,8 @@ def keyvalue(phrases: Phrases, generator: np.random.Generator, scale: float, con
 
 
 def tracking(phrases: Phrases, generator: np.random.Generator, scale: float, config: SyntheticConfig) -> Task:
-    chains, hops = scaled(config.tracking.chains, scale, 1), scaled(config.tracking.hops, scale, 1)
+    hops = scaled(min(config.tracking.hops, MOST_NAMES - 1), scale, 1)
+    chains = scaled(min(config.tracking.chains, MOST_NAMES // (hops + 1)), scale, 1)
     names = _distinct(generator, chains * (hops + 1), lambda: "".join(generator.choice(LETTERS, 3)))
     values = _distinct(generator, chains, lambda: str(generator.integers(10_000, 100_000)))
     members = [names[chain * (hops + 1) :][: hops + 1] for chain in range(chains)]
@@ -76,7 +80,8 @@ def tracking(phrases: Phrases, generator: np.random.Generator, scale: float, con
 
 def count(phrases: Phrases, generator: np.random.Generator, scale: float, config: SyntheticConfig) -> Task:
     pool = phrases.values[0].split()
-    words = [pool[n] for n in generator.permutation(len(pool))[: scaled(config.count.words, scale, 2)]]
+    number = scaled(min(config.count.words, len(pool)), scale, 2)
+    words = [pool[n] for n in generator.permutation(len(pool))[:number]]
     most = max(2, round(config.count.most * scale))
     times = [most, *(int(number) for number in generator.integers(1, most, size=len(words) - 1))]
     notes = generator.permutation(np.repeat(np.arange(len(words)), times))
@@ -88,7 +93,7 @@ def count(phrases: Phrases, generator: np.random.Generator, scale: float, config
 
 
 def documents(phrases: Phrases, generator: np.random.Generator, scale: float, config: SyntheticConfig) -> Task:
-    number = scaled(config.documents.documents, scale, 2)
+    number = scaled(min(config.documents.documents, 2 * len(phrases.keys[0].split())), scale, 2)
     keys = _confusable(phrases, generator, number)
     values = pairs(phrases, generator, number, values=True)
     hidden, asks = [], []
@@ -105,7 +110,7 @@ def documents(phrases: Phrases, generator: np.random.Generator, scale: float, co
 
 
 def summary(phrases: Phrases, generator: np.random.Generator, scale: float, config: SyntheticConfig) -> Task:
-    number = scaled(config.summary.sections, scale, 2)
+    number = scaled(min(config.summary.sections, supply(phrases)), scale, 2)
     keys, values = pairs(phrases, generator, number), pairs(phrases, generator, number, values=True)
     write = lambda template, n: fill(template, phrases.space, key=keys[n], value=values[n])  # noqa: E731
     answer = [piece for n in range(number) for piece in write(phrases.sections_answer, n)]
@@ -120,7 +125,7 @@ def manyshot(phrases: Phrases, generator: np.random.Generator, scale: float, con
     """An input's second word decides its label; the first one is any. Classes are shown about equally often."""
     settings = config.manyshot
     seconds, labels = (part.split() for part in (phrases.keys[1], phrases.values[0]))
-    classes = scaled(settings.classes, scale, 2)
+    classes = scaled(min(settings.classes, len(seconds), len(labels)), scale, 2)
     chosen = [seconds[n] for n in generator.permutation(len(seconds))[:classes]]
     names = [labels[n] for n in generator.permutation(len(labels))[:classes]]
     arrow = ARROWS[generator.integers(len(ARROWS))]
@@ -155,6 +160,16 @@ TASKS: dict[str, Draw] = {
 
 def scaled(most: int, scale: float, least: int) -> int:
     return max(least, round(most * scale))
+
+
+@cache
+def supply(phrases: Phrases) -> int:
+    """How many different keys, and values, there are for training, rounded down to three quarters of them."""
+    free = (
+        sum(not is_held_out(one, other) for one in first.split() for other in second.split())
+        for first, second in (phrases.keys, phrases.values)
+    )
+    return min(free) * 3 // 4
 
 
 def pairs(phrases: Phrases, generator: np.random.Generator, number: int, values: bool = False) -> list[str]:

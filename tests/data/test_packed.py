@@ -168,3 +168,9 @@ def test_what_a_source_lacks_goes_to_its_other_lengths() -> None:
     assert (reading.times * lengths).sum() == pytest.approx(lengths.sum() * reading.epochs, rel=0.02)
     with pytest.raises(UserError, match="source 'en' has no document of a length asked for"):
         weigh(lengths, {1000: 1.0}, rng(0), "en")
+
+
+def test_a_plan_that_cannot_be_filled_says_how_much_of_the_text_it_reads(tmp_path: Path) -> None:
+    """One token in a hundred stands in a long document, and it comes five times at most."""
+    packed = source(tmp_path, [11] * 900 + [101], Packing.best_fit, {100: 1.0})
+    assert packed.epochs(128) == pytest.approx(5 * 101 / (900 * 11 + 101))

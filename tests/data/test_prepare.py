@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -277,3 +279,25 @@ def test_progress_is_said_now_and_then_without_a_terminal() -> None:
         "tokenizing: 30.0 of 60.0 MB",
         "tokenizing: 50.0 of 60.0 MB",
     ]
+
+
+def test_a_file_behind_a_link_is_watched(tmp_path: Path) -> None:
+    target, folder = write_source(tmp_path / "away", DOCUMENTS), tmp_path / "source"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").symlink_to(target / f"{split}.txt")
+        os.utime(target / f"{split}.txt", (1, 1))
+    config = DataConfig(str(tmp_path / "prepared"), {"en": SourceConfig(path=str(folder))}, TokenizerConfig(400))
+    time.sleep(2.1)  # until the files count as settled and the plan is kept
+    before = prepare(config)
+    assert list((tmp_path / "prepared").rglob("plans/*.json")), "the plan is kept"
+    write_source(target, {**DOCUMENTS, "train": ["Another text altogether."]})
+    assert prepare(config) != before
+
+
+def test_a_tokenizer_with_gaps_is_refused_before_any_work(tmp_path: Path, config: DataConfig) -> None:
+    backend = BackendTokenizer(models.WordLevel({"a": 0, "b": 9}, unk_token="a"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config.tokenizer.path = str(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="its token ids have gaps"):
+        prepare(config)

@@ -5,6 +5,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +243,17 @@ def test_streams_are_what_they_were(texts: dict[str, str]) -> None:
         tasks = [TaskSource(kind, name, name, streams[name], tokenizer, SyntheticConfig(), 0) for name in streams]
         found[kind] = digest(*(source.sample(n, size) for source in tasks for n in range(2) for size in (512, 900)))
     assert found == GOLDEN
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", TASKS)
+def test_more_than_there_is_asks_for_all_there_is(sources: Sources, kind: str) -> None:
+    """Settings beyond what a language has words for; the length then decides."""
+    source = copy(sources(kind, "en"))
+    many = dict.fromkeys(vars(getattr(source.config, kind)), 100000)
+    source.config = replace(source.config, **{kind: replace(getattr(source.config, kind), **many)})
+    if kind == "count":
+        many["most"] = 50  # how often, not how many
+        source.config = replace(source.config, **{kind: replace(getattr(source.config, kind), **many)})
+    for index in range(2):
+        assert source.sample(index, 2048).tokens.shape == (2048,)

@@ -130,7 +130,8 @@ def _refuse_unsupported(config: dict[str, Any], family: str, where: str) -> None
         raise UserError(
             f"{where}: sliding_window = {config['sliding_window']!r}; attention here sees all that is before"
         )
-    if any(kind != "full_attention" for kind in config.get("layer_types") or []):
+    layers = config.get("layer_types") or []
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
         raise UserError(f"{where}: layer_types names more than full_attention; attention here sees all that is before")
     for key in ("num_experts", "num_local_experts", "quantization_config"):
         if config.get(key):
@@ -174,7 +175,7 @@ def _rope_from_hf(config: dict[str, Any], length: int, where: str) -> tuple[floa
 def _size(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
     value = config.get(key)
     value = default if value is None else value
-    most = MOST.get(key, 1 << 31)
+    most = MOST.get(key, 1 << 24)
     if type(value) is not int or not 1 <= value <= most:
         raise UserError(f"{where}: {key} = {_short(value)}; it must be a whole number from 1 to {most:,}")
     return value
