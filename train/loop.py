@@ -149,8 +149,9 @@ class TrainLoop:
     def _rewind(self, stage: Stage, progress: Progress) -> dict[str, Any]:
         """Back to the newest checkpoint, and on with the batches after those that went wrong. All ranks come here
         together. Returns what the next step's line says of it."""
+        self.runtime.pulse.beat("save")  # as slow as a save: it reads one
         bad = f"{self.guard.streak} bad steps in a row before step {progress.step + 1} of {stage.name}"
-        if progress.rewinds == self.config.train.guard.rewinds:
+        if progress.rewinds >= self.config.train.guard.rewinds:
             raise Diverged(f"{bad}, after {progress.rewinds} returns to a checkpoint (train.guard.rewinds)")
         self.store.finish()
         saved = self.store.resume(self.engine)
@@ -158,11 +159,15 @@ class TrainLoop:
             raise Diverged(f"{bad}, and no checkpoint to go back to")
         self.engine.set_rope(stage.rope)
         then = Progress.of(saved.state)
+        if then.step < stage.first_step:
+            raise Diverged(f"{bad}, and the checkpoint at its beginning is corrupt; the same command goes on before it")
         first, count = then.step - stage.first_step + progress.left_out, progress.step - then.step
         told = {"rewound": {"from": progress.step, "to": then.step, "left_out_batches": [first, first + count - 1]}}
         progress.step, progress.tokens, progress.trained_length = then.step, then.tokens, then.trained_length
         progress.left_out, progress.rewinds = progress.left_out + count, progress.rewinds + 1
         self.guard = Guard(self.config.train.guard, then.guard)
+        if then.step == stage.first_step:
+            self.guard.forget()
         if self.metrics:
             self.metrics.rewind(progress.step)
         for hook in self.hooks:

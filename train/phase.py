@@ -41,14 +41,14 @@ SUMMARY = "summary.json"
 
 def load_data(runtime: Runtime) -> Prepared:
     """Prepared data; rank 0 prepares what is missing while the others wait."""
+    folder: Path | None = None
     if runtime.main:
         runtime.pulse.beat("prepare")
-    folder = prepare(runtime.config.data, say) if runtime.main else None
+        folder = prepare(runtime.config.data, say)
+        Prepared(folder).check()  # reads all of it, which takes as long as it takes
     runtime.pulse.beat("init")
     folder = comm.broadcast_object(folder, runtime.mesh.world)
     data = Prepared(folder)
-    if runtime.main:
-        data.check()
     if data.tokenizer.vocab_size > runtime.config.model.vocab_size:
         raise UserError(
             f"model.vocab_size = {runtime.config.model.vocab_size}, but the tokenizer has {data.tokenizer.vocab_size} "
@@ -142,8 +142,13 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
 
 
 def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
-    """Weights of another phase; a head that it lacks (score) keeps its initial values."""
-    engine.load_weights(checkpoint.reader("model"))
+    """Weights of another phase; a reward head that it lacks keeps its initial values. Raises UserError if it lacks
+    anything else."""
+    stored = checkpoint.reader("model")
+    absent = engine.table.shapes.keys() - stored.shapes.keys()
+    if missing := sorted(absent - {"score.weight"}):
+        raise UserError(f"{checkpoint.path}: has no {missing[0]}; name a checkpoint of a model that writes text")
+    engine.load_weights(stored, absent)
     engine.set_rope(Rope.from_record(checkpoint.state["rope"]))
 
 

@@ -216,6 +216,8 @@ def _on_rank_0(function: Callable[[], Any]) -> Any:
 def _take(directory: Path, held: contextlib.ExitStack) -> None:
     held.enter_context(hold_directory(directory))
     (directory / STOP_FILE).unlink(missing_ok=True)
+    for stale in (directory / "logs").glob("heartbeat_rank_*"):  # of an earlier job: its ranks are dead by right
+        stale.unlink()
 
 
 def _prepare_directory(directory: Path, config: Config, rank: int) -> None:

@@ -120,7 +120,8 @@ class Watch:
         for rank, beat in self.local().items():
             if beat.phase != "end" and not proc.is_alive(beat.pid, beat.started):
                 last = read_heartbeat(self.logs, rank) or beat
-                if last.phase != "end" and not (self.logs / f"error_rank_{rank}.json").exists():
+                same = (last.pid, last.started) == (beat.pid, beat.started)  # else its successor has begun
+                if same and last.phase != "end" and not (self.logs / f"error_rank_{rank}.json").exists():
                     return f"rank {rank} died in {last.place}; the same command resumes"
         return None
 

@@ -84,7 +84,7 @@ MEMORY = (
     Cell(tp=4, recompute="full", offload=True, chunk=11, weights="half"),
     Cell(dp_shard=2, tp=2, cp=2, recompute="full", chunk=3, layout="balanced"),
 )
-"""Ways to keep less memory, on every axis; the first in the normal tests."""
+"""Ways to keep less memory, on every axis."""
 
 
 def low_precision() -> list[Cell]:

@@ -50,7 +50,6 @@ FREE: dict[str, Change] = {
 HELD: dict[str, tuple[Change, str]] = {
     "seed": (lambda config: setattr(config.train, "seed", 7), "train.seed: 0 there, 7 here"),
     "data seed": (lambda config: setattr(config.data, "seed", 7), "data.seed: 0 there, 7 here"),
-    "optimizer": (lambda config: setattr(config.optim, "kind", OptimKind.muon), "optim.kind: adamw there, muon here"),
     "length": (lambda config: setattr(config.data, "seq_len", 16), "data.seq_len: "),
     "global batch": (lambda config: setattr(config.data, "global_batch_size", 99), "data.global_batch_size: "),
     "mixture": (lambda config: config.data.mixture.update(zh=2.0), "'zh': 2.0} here"),
@@ -75,6 +74,18 @@ def test_what_is_held_is_named_with_both_values(change: Change, told: str) -> No
     check(saved, ours, 50, forced.split(","), "here")
     if forced in ("data.seq_len", "data.global_batch_size", "data.mixture"):
         check(saved, ours, 0, [], "here")  # before the first step nothing hangs on it
+
+
+def test_another_optimizer_cannot_be_forced() -> None:
+    """Its moments are not there."""
+    saved = agreed(config_of(False))
+    ours = agreed(config_of(False, lambda config: setattr(config.optim, "kind", OptimKind.muon)))
+    with pytest.raises(
+        UserError, match=r"optim\.kind: adamw there, muon here\); use the values there or another run\.dir$"
+    ):
+        check(saved, ours, 50, [], "here")
+    with pytest.raises(UserError, match=r"checkpoint\.force names optim\.kind; what can be forced is data\."):
+        check(saved, ours, 50, ["optim.kind"], "here")
 
 
 def test_all_differences_are_told_at_once() -> None:

@@ -166,8 +166,10 @@ def test_it_goes_back_only_so_often(tmp_path: Path) -> None:
 
 
 def test_back_to_the_end_of_the_stage_before(tmp_path: Path) -> None:
-    config = guarded(config_of(6), patience=2)
-    ran = train(ALONE, tmp_path, config, {(1, 0): math.nan, (1, 1): math.inf}, stages=3)
+    # a stage whose losses are other ones: the window of the one before must not judge it, after a return neither
+    config = guarded(config_of(6), patience=2, sigmas=6.0, window=3)
+    bad: Factors = {(1, 0): math.nan, (1, 1): math.inf, **{(1, number): 40.0 for number in range(2, 20)}}
+    ran = train(ALONE, tmp_path, config, bad, stages=3)
     assert [line["step"] for line in ran.metrics] == list(range(1, 19))
     assert ran.metrics[6]["rewound"] == {"from": 8, "to": 6, "left_out_batches": [0, 1]}
     assert ran.progress["left_out"] == 0, "the third stage leaves nothing out"

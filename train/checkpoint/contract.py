@@ -2,7 +2,8 @@
 
 Free: learning rate, schedule and the length of stages to come, mesh, micro-batch, evaluation, logging. Held: the model
 and tokenizer (``identity``), the data, the seeds, the kind of optimizer, and of every stage that has begun what decides
-its order of samples. Each may be forced by its name in ``checkpoint.force``, except the model and tokenizer.
+its order of samples. Each may be forced by its name in ``checkpoint.force``, except the model, the tokenizer and the
+kind of optimizer, whose state another cannot go on from.
 """
 
 import json
@@ -18,6 +19,7 @@ from farside.configs.stages import Stage
 ORDER_OF_SAMPLES = ("seq_len", "global_batch_size", "mixture", "packing", "lengths")
 FREE = ("optim.", "schedule.", "parallel.", "train.", "checkpoint.", "data.micro_batch_size", "stages.", "sft.", "rl.")
 """Settings that a checkpoint records, so that one can see what changed on the way."""
+NEVER_FORCED = ("optim.kind",)
 PLACES = ("train.init_from", "rl.reward_model")
 """Not recorded: paths, which differ between equal runs."""
 
@@ -66,15 +68,16 @@ def check(saved: Mapping[str, Any], ours: Mapping[str, Any], step: int, forced: 
     """Raises UserError listing what is held but differs, with both values, in one line."""
     theirs, mine = held(saved, ours, step), held(ours, saved, step)
     keys = sorted(theirs.keys() | mine.keys())
-    if unknown := sorted(set(forced) - set(keys)):
-        raise UserError(f"checkpoint.force names {unknown[0]}; what can be forced is {', '.join(keys)}")
+    forcible = [key for key in keys if key not in NEVER_FORCED]
+    if unknown := sorted(set(forced) - set(forcible)):
+        raise UserError(f"checkpoint.force names {unknown[0]}; what can be forced is {', '.join(forcible)}")
     different = [key for key in keys if theirs.get(key) != mine.get(key) and key not in forced]
     if different:
         told = "; ".join(f"{key}: {theirs.get(key)} there, {mine.get(key)} here" for key in different)
-        raise UserError(
-            f"{where}: this run began otherwise ({told}); use the values there, another run.dir, or "
-            f"checkpoint.force=[{','.join(different)}]"
-        )
+        way_out = "use the values there or another run.dir"
+        if not set(different) & set(NEVER_FORCED):
+            way_out = f"use the values there, another run.dir, or checkpoint.force=[{','.join(different)}]"
+        raise UserError(f"{where}: this run began otherwise ({told}); {way_out}")
 
 
 def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

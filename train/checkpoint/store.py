@@ -220,7 +220,8 @@ class CheckpointStore:
         """A verified foreign checkpoint to take weights from; it becomes the parent. path: itself, or a run directory,
         whose newest is meant. Collective."""
         if not (path / MANIFEST).is_file():
-            path = newest(path) or path
+            # as rank 0 sees it: its own run may still be saving there
+            path = comm.broadcast_object(newest(path), self.group) or path
         checkpoint = self._verified(path)
         self._check(checkpoint)
         self.parent = checkpoint.hash

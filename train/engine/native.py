@@ -1,6 +1,6 @@
 """The native engine: our model under tensor, context, pipeline and data parallelism, AdamW or Muon."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -141,10 +141,10 @@ class NativeEngine:
         }
         return EngineState(self.table.pieces(self.weights.owned), moments, self.optimizer.updates)
 
-    def load_weights(self, stored: Stored) -> None:
-        """Whole tensors by canonical name; a parameter that is not among them keeps its values."""
+    def load_weights(self, stored: Stored, absent: Collection[str] = ()) -> None:
+        """Whole tensors by canonical name; every parameter must be there, but for those named in ``absent``."""
         for name, parameter in self.weights.everywhere():
-            if name in stored.shapes:
+            if name not in absent:
                 self.table.load_(name, parameter, partial(stored.read, name))
 
     def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
