@@ -174,3 +174,14 @@ def test_a_plan_that_cannot_be_filled_says_how_much_of_the_text_it_reads(tmp_pat
     """One token in a hundred stands in a long document, and it comes five times at most."""
     packed = source(tmp_path, [11] * 900 + [101], Packing.best_fit, {100: 1.0})
     assert packed.epochs(128) == pytest.approx(5 * 101 / (900 * 11 + 101))
+
+
+def test_a_plan_is_kept_for_what_it_was_made_of(tmp_path: Path) -> None:
+    """Another wish is another plan, in the same folder."""
+    lengths = [20] * 300 + [150] * 20
+    for asked in ({}, {0: 0.5, 100: 0.5}, {0: 0.8, 100: 0.2}):
+        for packing in Packing:
+            facts = source(tmp_path, lengths, packing, asked).plan(32).facts
+            assert (
+                facts == source(tmp_path / "apart" / str(asked) / packing.value, lengths, packing, asked).plan(32).facts
+            )

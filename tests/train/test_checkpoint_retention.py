@@ -237,3 +237,11 @@ def fill_inodes(run: Path, room: int) -> int:
 def save(kept: CheckpointStore, engine: RowEngine, step: int) -> None:
     kept.save(engine, step, {})
     kept.finish()
+
+
+def test_what_is_newer_than_the_newest_whole_one_stays(tmp_path: Path) -> None:
+    """It may be looked at yet; a resume sets it aside."""
+    for step in (1, 2, 3):
+        path = write_as_ranks(tmp_path / "checkpoints" / f"step_{step:08d}", step, 1)
+    next(path.glob("*.safetensors")).write_bytes(b"")
+    assert [path.name for path in surplus(tmp_path, CheckpointConfig(keep=1))] == ["step_00000001"]

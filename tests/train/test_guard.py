@@ -181,3 +181,10 @@ def test_a_good_run_is_untouched(tmp_path: Path) -> None:
     on = train(ALONE, tmp_path / "on", guarded(config_of(6), sigmas=50.0, window=2), {})
     assert off.metrics == on.metrics
     assert tensors(off, 6) == tensors(on, 6)
+
+
+def test_only_bad_steps_in_a_row_count(tmp_path: Path) -> None:
+    every_other: Factors = {(0, number): math.nan for number in range(2, 12, 2)}
+    ran = train(ALONE, tmp_path, guarded(config_of(12), patience=2), every_other)
+    assert sum("skipped" in line for line in ran.metrics) == 5
+    assert not any("rewound" in line for line in ran.metrics)
