@@ -565,6 +565,7 @@ class ReplayConfig:
 
 class Algorithm(Enum):
     grpo = "grpo"
+    ppo = "ppo"
     dr_grpo = "dr_grpo"
     rloo = "rloo"
     reinforce_pp = "reinforce_pp"
@@ -622,6 +623,43 @@ class CorrectionConfig:
 
 
 @dataclass
+class LengthConfig:
+    """Kimi k1.5's length reward: of a problem's right answers the shortest gains, the longest loses."""
+
+    weight: float = 0.0
+    """The shortest right answer gets half of it, the longest answer loses half of it. 0: off."""
+    warmup_steps: int = 0
+    """The first iterations go without: it slows learning down at first (k1.5, section 2.3.3)."""
+
+
+@dataclass
+class RepetitionConfig:
+    """Answers that end in a loop of tokens are cut off there, while they are decoded, and count as truncated."""
+
+    longest_period: int = 0
+    """Tokens of the longest stretch whose repetition is looked for; 0: off."""
+    repeats: int = 4
+    """A loop is a stretch that often over ..."""
+    least_tokens: int = 16
+    """... and this many tokens at least: 0000 may be a number."""
+    penalty: float = 0.0
+    """Taken from the reward of an answer that ends in a loop, beside rl.truncation_penalty."""
+
+
+@dataclass
+class CriticConfig:
+    """rl.algorithm=ppo: a second model of the policy's shape, which says what reward is to be expected."""
+
+    init_from: str | None = None
+    """Checkpoint that it begins with, such as the reward model's; None: the policy's. Its head is then a new one."""
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    """The first iterations train the critic alone: the policy's learning rate is 0."""
+    clip: float = 0.2
+    """A value that moves further than this from the iteration's first one, toward the return, gains nothing more."""
+
+
+@dataclass
 class RlConfig:
     """Reinforcement learning: groups of samples, a reward for each, one of the algorithms."""
 
@@ -648,6 +686,11 @@ class RlConfig:
     """k15, k2: weight of the divergence from the iteration's first policy; more keeps the policy closer to it."""
     mirror_baseline: MirrorBaseline = MirrorBaseline.mean
     """k15, k2: what is taken from the reward: the group's mean, or log_partition: tau log mean exp(reward / tau)."""
+    gamma: float = 1.0
+    """ppo: what a reward one token later is worth."""
+    gae_lambda: float = 1.0
+    """ppo: at 1 an answer counts for its outcome less the critic's value, at 0 for the value's change a token later."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
     kl: KlConfig = field(default_factory=KlConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     truncation_penalty: float = 0.0
@@ -656,6 +699,8 @@ class RlConfig:
     """DAPO's overlong shaping: the reward falls over the last this many of max_new_tokens tokens. 0: no shaping."""
     overlong_weight: float = 1.0
     """What is taken from the reward of an answer of full length, or of one cut off."""
+    length: LengthConfig = field(default_factory=LengthConfig)
+    repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
     sampling_rounds: int = 1
     """DAPO's dynamic sampling: groups of answers all right or all wrong teach nothing and are replaced by further
     problems, in at most this many rounds of prompts_per_step. 1: every group is kept."""

@@ -86,7 +86,7 @@ class Collector:
         self.runtime.pulse.beat("score")
         scores = self._shared(self.reward.score(completions) if self.mesh.leads else [])
         self._check(step, scores)
-        return list(zip(completions, shaped(completions, scores, config)))
+        return list(zip(completions, shaped(completions, scores, config, step)))
 
     def _shared(self, scores: list[Score]) -> list[Score]:
         """The leading rank's, on all ranks that share its samples: a verdict may depend on time, which each would

@@ -22,7 +22,6 @@ from farside.train.metrics import MetricsWriter
 from farside.train.progress import Diverged
 from farside.train.record import peak_memory_bytes
 from farside.train.runtime import Runtime, Stopped, write_status
-from farside.train.schedule import lr_factor
 
 
 class RlLoop:
@@ -81,7 +80,7 @@ class RlLoop:
         self.rollout.load_weights(self.engine.named_weights(), step)
         collected = self.collector.collect(step, progress["problems"])
         seconds_rollout = time.perf_counter() - started
-        lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
+        lr = self.learner.lr(step)
         learnt = self.learner.update(collected.completions, collected.scores, step, lr, self.guard, self.runtime.pulse)
         progress["step"] += 1
         progress["problems"] += collected.problems
@@ -132,7 +131,7 @@ class RlLoop:
     def _save(self, progress: dict[str, Any]) -> None:
         self.runtime.pulse.beat("save")
         progress["guard"] = self.guard.record()
-        self.store.save(self.engine, progress["step"], progress)
+        self.store.save(self.learner.saved, progress["step"], progress)
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)
 

@@ -20,14 +20,20 @@ from farside.train.runtime import Runtime
 def load_engine(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[NativeEngine, Checkpoint]:
     """A verified checkpoint's model. Raises UserError if it is of another model or head."""
     engine = NativeEngine(runtime.config, runtime.mesh, runtime.device, head)
-    store = CheckpointStore(runtime.dir, runtime.config.checkpoint, runtime.mesh.world, identity(runtime.config, data))
-    checkpoint = store.start_from(path)
+    checkpoint = load_weights(runtime, data, path, engine)
     if head == "scalar" and "score.weight" not in checkpoint.reader("model").shapes:
         raise UserError(
             f"{path}: holds no reward model (no score.weight); name a checkpoint that `farside reward` made"
         )
-    load_foreign(checkpoint, engine)
     return engine, checkpoint
+
+
+def load_weights(runtime: Runtime, data: Prepared, path: Path, engine: NativeEngine) -> Checkpoint:
+    """A verified checkpoint's weights into an engine, whose head stays as it is if they have none for it."""
+    store = CheckpointStore(runtime.dir, runtime.config.checkpoint, runtime.mesh.world, identity(runtime.config, data))
+    checkpoint = store.start_from(path)
+    load_foreign(checkpoint, engine)
+    return checkpoint
 
 
 def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:

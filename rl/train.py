@@ -2,6 +2,7 @@
 
 import json
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from farside.configs.schema import Algorithm, Config, Correction, RlConfig
 from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
 from farside.rl.algorithms.registry import make_algorithm
+from farside.rl.critic import saved
 from farside.rl.learner import Learner
 from farside.rl.loop import RlLoop
-from farside.rl.policy import load_engine, load_unsharded
+from farside.rl.policy import load_engine, load_unsharded, load_weights
 from farside.rl.replay import Replay
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import RewardModel
@@ -31,13 +33,20 @@ from farside.train.runtime import Runtime, worker_main
 WHOLE_ANSWERS = (Algorithm.rloo, Algorithm.gspo, Algorithm.k15, Algorithm.k2)
 """Their loss is one of an answer, which stands at each of its tokens: to leave out a token there leaves in its part."""
 
+NO_GROUPS = (Algorithm.ppo, Algorithm.reinforce_pp)
+"""They compare an answer with all others, not with those to the same problem."""
 
-def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> dict[str, Any]:
+
+def begin_rl(
+    runtime: Runtime, data: Prepared, engine: NativeEngine, critic: NativeEngine | None, store: CheckpointStore
+) -> dict[str, Any]:
     """Resumes, or starts from the policy's checkpoint."""
-    store.preflight(engine)
-    resumed = store.resume(engine)
+    whole = saved(engine, critic)
+    store.preflight(whole)
+    resumed = store.resume(whole)
     if resumed is not None:
-        engine.set_rope(Rope.from_record(resumed.state["rope"]))
+        for each in filter(None, (engine, critic)):
+            each.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", flush=True)
         state = {key: value for key, value in resumed.state.items() if key not in OWN_KEYS}
@@ -47,6 +56,9 @@ def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> 
         raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
     parent = store.start_from(runtime.init_from)
     load_foreign(parent, engine)
+    if critic is not None:
+        told = runtime.config.rl.critic.init_from
+        load_weights(runtime, data, Path(told) if told else runtime.init_from, critic)
     return {key: parent.state[key] for key in ("rope", "trained_length", "tokens")} | {
         "step": 0,
         "problems": 0,
@@ -99,7 +111,7 @@ def check(config: Config) -> None:
             "rl.sampling_rounds: which groups teach is the verifier's verdict, which rl.verifier_weight = 0 leaves "
             "out; use sampling_rounds=1"
         )
-    if config.rl.samples_per_prompt < 2:
+    if config.rl.samples_per_prompt < (1 if config.rl.algorithm in NO_GROUPS else 2):
         raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
 
 
@@ -111,14 +123,27 @@ def check_algorithm(rl: RlConfig) -> None:
         ("sampling_rounds", 1),
         ("overlong_cache", 0),
         ("truncation_penalty", 0),
+        ("length.weight", 0),
+        ("length.warmup_steps", 0),
+        ("repetition.longest_period", 0),
+        ("repetition.repeats", 2),
+        ("repetition.penalty", 0),
     ):
-        if getattr(rl, key) < least:
-            raise UserError(f"rl.{key} = {getattr(rl, key)}; give at least {least}")
+        if (value := attrgetter(key)(rl)) < least:
+            raise UserError(f"rl.{key} = {value}; give at least {least}")
     if rl.overlong_cache > rl.max_new_tokens:
         raise UserError(f"rl.overlong_cache = {rl.overlong_cache} is above rl.max_new_tokens = {rl.max_new_tokens}")
     for key in ("temperature", "temperature_end", "tau"):
         if (value := getattr(rl, key)) is not None and value <= 0:
             raise UserError(f"rl.{key} = {value}; give more than 0")
+    for key in ("gamma", "gae_lambda"):
+        if not 0 <= (value := getattr(rl, key)) <= 1:
+            raise UserError(f"rl.{key} = {value}; give 0 to 1")
+    if rl.critic.clip <= 0 or rl.critic.warmup_steps < 0:
+        raise UserError(
+            f"rl.critic: clip = {rl.critic.clip}, warmup_steps = {rl.critic.warmup_steps}; give a clip above 0 and "
+            "steps of at least 0"
+        )
     if rl.correction.kind is not Correction.none and rl.algorithm in WHOLE_ANSWERS:
         raise UserError(
             f"rl.correction.kind={rl.correction.kind.value} corrects token by token, but "
@@ -141,13 +166,15 @@ def main(runtime: Runtime) -> None:
     agreed |= {f"rl.replay.{key}": getattr(config.rl.replay, key) for key in ("samples", "seq_len", "mixture")}
     agreed = contract(config, data.summary["fingerprint"], "rl", [], **agreed)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
-    progress = begin_rl(runtime, engine, store)
-    rollout = NativeRollout(engine.replica(), data.tokenizer)
+    with_critic = config.rl.algorithm is Algorithm.ppo
+    critic = NativeEngine(config, runtime.mesh, runtime.device, "scalar") if with_critic else None
+    progress = begin_rl(runtime, data, engine, critic, store)
+    rollout = NativeRollout(engine.replica(), data.tokenizer, repetition=config.rl.repetition)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         reward = CombinedReward(
             verifier, load_reward_model(runtime, data), config.rl.reward_model_weight, config.rl.verifier_weight
         )
-        learner = Learner(config, engine, Replay.of(runtime, data), load_reference(runtime, data))
+        learner = Learner(config, engine, Replay.of(runtime, data), load_reference(runtime, data), critic)
         RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store).run(progress)
     write_summary(
         runtime,

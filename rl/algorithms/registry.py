@@ -12,6 +12,7 @@ from farside.rl.algorithms.dr_grpo import dr_grpo
 from farside.rl.algorithms.grpo import grpo
 from farside.rl.algorithms.gspo import gspo
 from farside.rl.algorithms.kimi import k2, k15
+from farside.rl.algorithms.ppo import ppo
 from farside.rl.algorithms.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from farside.rl.algorithms.rloo import rloo
 from farside.rl.correction import corrected
@@ -19,6 +20,7 @@ from farside.rl.kl import with_kl
 
 ALGORITHMS: dict[Name, Callable[[RlConfig], Algorithm]] = {
     Name.grpo: grpo,
+    Name.ppo: ppo,
     Name.dr_grpo: dr_grpo,
     Name.rloo: rloo,
     Name.reinforce_pp: reinforce_pp,
