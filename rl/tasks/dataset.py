@@ -21,7 +21,8 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"question": str, "answer": str, "metadata": dict}``"""
+        """``{"question": str, "answer": str, "metadata": dict}``, and ``"difficulty"`` (a number or a name) where the
+        dataset has levels."""
         ...
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
@@ -68,7 +69,7 @@ class DatasetTask:
         """The first item of ``split`` at or after item ``index * STRIDE``, modulo the dataset's length.
 
         About 10 items are generated for a held-out prompt, 1.1 for a training prompt. ``metadata["item"]`` is
-        the item's index.
+        the item's index, ``metadata["difficulty"]`` its level where there are levels.
 
         Raises:
             ValueError: unknown split, negative index, or no item of the split within ``MAX_PROBES`` items.
@@ -83,7 +84,8 @@ class DatasetTask:
             entry = self.dataset[item]
             question = str(entry["question"])
             if is_held_out(question) == (split == "held_out"):
-                return Prompt(index, question, str(entry["answer"]), {"item": item})
+                level = {"difficulty": entry["difficulty"]} if "difficulty" in entry else {}
+                return Prompt(index, question, str(entry["answer"]), {"item": item} | level)
         raise ValueError(f"task {self.name}: no {split} problem among {min(size, MAX_PROBES)} items")
 
     def trace(self, prompt: Prompt, seed: int) -> str:

@@ -6,13 +6,17 @@ import importlib
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask
+from farside.rl.tasks.countdown import OPERATIONS, CountdownDataset, CountdownTask
 from farside.rl.tasks.dataset import DatasetTask
 
-KNOWN = ("addition", "reasoning_gym:<family>")
+KNOWN = ("addition", "countdown", "reasoning_gym:<family>")
 
-ADDITION_ITEMS = 1_000_000_000
+DRAWN_ITEMS = 1_000_000_000
+"""Items of a task whose items cost nothing until they are asked for."""
 MAX_DIGITS = 1000
 """Python refuses to print numbers past 4,300 digits, and nobody asks for such sums."""
+MAX_NUMBERS, MAX_VALUE, MAX_TRIES = 12, 10**6, 1000
+"""Beyond these a countdown problem is no longer one for a model's context."""
 
 GYM_ITEMS = 20_000
 """Size to ask of reasoning-gym: some families refuse more (word_ladder) or make every item at once (acre)."""
@@ -22,21 +26,61 @@ def make_task(config: TaskConfig) -> DatasetTask:
     """The task that ``config`` names.
 
     Raises:
-        UserError: unknown name or family, missing package, or digits out of range.
+        UserError: unknown name or family, missing package, or settings out of range.
     """
     if config.name == "addition":
-        if not 1 <= config.digits <= MAX_DIGITS:
-            raise UserError(f"task.digits={config.digits}: choose 1 to {MAX_DIGITS}")
-        shares = (config.full_share, config.compact_share)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise UserError(
-                f"task.full_share={shares[0]}, task.compact_share={shares[1]}: choose shares of at most 1 in all"
-            )
-        return AdditionTask(AdditionDataset(config.digits, config.seed, ADDITION_ITEMS), *shares)
+        return _addition(config)
+    if config.name == "countdown":
+        return _countdown(config)
     package, colon, family = config.name.partition(":")
     if package == "reasoning_gym" and colon:
         return _reasoning_gym(config.name, family, config.seed)
     raise UserError(f"task.name={config.name}: unknown task; known: {', '.join(KNOWN)}")
+
+
+def _addition(config: TaskConfig) -> DatasetTask:
+    least = _least("digits", config.digits, config.min_digits, 1, MAX_DIGITS)
+    dataset = AdditionDataset(config.digits, config.seed, DRAWN_ITEMS, least)
+    return AdditionTask(dataset, *_shares(config))
+
+
+def _countdown(config: TaskConfig) -> DatasetTask:
+    least = _least("numbers", config.numbers, config.min_numbers, 2, MAX_NUMBERS)
+    for key, value in (("largest", config.largest), ("largest_target", config.largest_target)):
+        if not 1 <= value <= MAX_VALUE:
+            raise UserError(f"task.{key}={value}: choose 1 to {MAX_VALUE}")
+    if not config.operations or set(config.operations) - set(OPERATIONS):
+        raise UserError(f"task.operations={config.operations!r}: choose from {OPERATIONS!r}")
+    if not 0 <= config.tries <= MAX_TRIES:
+        raise UserError(f"task.tries={config.tries}: choose 0 to {MAX_TRIES}")
+    sizes = (least, config.numbers, config.largest, config.largest_target)
+    dataset = CountdownDataset(*sizes, config.operations, config.seed, DRAWN_ITEMS)
+    task = CountdownTask(dataset, *_shares(config), config.tries, config.operations)
+    try:
+        task.prompt("held_out", 0)
+    except ValueError as error:
+        raise UserError(
+            f"task.largest_target={config.largest_target}: {error}; raise it or lower task.numbers"
+        ) from error
+    return task
+
+
+def _least(key: str, most: int, least: int | None, low: int, high: int) -> int:
+    """The smallest difficulty: ``least``, or ``most`` if that is not given."""
+    if not low <= most <= high:
+        raise UserError(f"task.{key}={most}: choose {low} to {high}")
+    if least is not None and not low <= least <= most:
+        raise UserError(f"task.min_{key}={least}: choose {low} to task.{key}={most}")
+    return most if least is None else least
+
+
+def _shares(config: TaskConfig) -> tuple[float, float]:
+    shares = (config.full_share, config.compact_share)
+    if min(shares) < 0 or sum(shares) > 1:
+        raise UserError(
+            f"task.full_share={shares[0]}, task.compact_share={shares[1]}: choose shares of at most 1 in all"
+        )
+    return shares
 
 
 def _reasoning_gym(name: str, family: str, seed: int) -> DatasetTask:

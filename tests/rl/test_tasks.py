@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_prompt_is_a_pure_function_of_settings_split_and_index() -> None:
     assert [first.prompt("train", i) for i in range(50)] == backwards
     assert first.prompt("train", 7) != addition(seed=1).prompt("train", 7)
     # A fixed point of the generator: prompts are named by index for ever, across machines and versions.
-    assert first.prompt("train", 0) == Prompt(0, "36+22=?", "58", {"item": 0})
+    assert first.prompt("train", 0) == Prompt(0, "36+22=?", "58", {"item": 0, "difficulty": 2})
 
 
 def test_prompt_rejects_unknown_split_and_negative_index() -> None:
@@ -95,6 +96,17 @@ def test_traces_are_right_and_verified(a: int, b: int, seed: int) -> None:
     if sums:  # the last digits of the column sums, read from the right, are the answer
         digits = [total for _, _, total in sums]
         assert int(digits[-1] + "".join(total[-1] for total in reversed(digits[:-1]))) == a + b
+
+
+def test_mixed_digits_are_even_and_named_and_leave_single_ones_alone() -> None:
+    task = make_task(TaskConfig(digits=4, min_digits=2))
+    prompts = [task.prompt("train", i) for i in range(1500)]
+    for prompt in prompts:
+        assert {len(number) for number in prompt.question[:-2].split("+")} == {prompt.metadata["difficulty"]}
+    counts = Counter(prompt.metadata["difficulty"] for prompt in prompts)
+    assert sorted(counts) == [2, 3, 4]
+    assert min(counts.values()) > 400
+    assert make_task(TaskConfig(min_digits=2)).prompt("train", 0) == addition().prompt("train", 0)
 
 
 def test_columns_spell_out_the_carry() -> None:
@@ -246,11 +258,13 @@ def test_real_reasoning_gym_or_one_line_that_says_how_to_get_it() -> None:
 @pytest.mark.parametrize(
     ("config", "hint"),
     [
-        (TaskConfig(name="subtraction"), "known: addition, reasoning_gym:<family>"),
+        (TaskConfig(name="subtraction"), "known: addition, countdown, reasoning_gym:<family>"),
         (TaskConfig(name="reasoning_gym"), "known: addition"),
         (TaskConfig(digits=0), "choose 1 to 1000"),
         (TaskConfig(digits=10**6), "choose 1 to 1000"),
         (TaskConfig(full_share=0.8, compact_share=0.3), "choose shares of at most 1 in all"),
+        (TaskConfig(digits=2, min_digits=3), r"task.min_digits=3: choose 1 to task.digits=2"),
+        (TaskConfig(digits=2, min_digits=0), "task.min_digits=0: choose 1"),
     ],
 )
 def test_wrong_settings_name_the_fix_in_one_line(config: TaskConfig, hint: str) -> None:
