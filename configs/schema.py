@@ -6,6 +6,7 @@ the section the comment names.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -520,6 +521,10 @@ class TaskConfig:
     compact_share: float = 0.3
     """Share of those that write down the columns' sums only (addition) or compute the answer without a search
     (countdown); the rest show no work."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """reasoning_gym: settings of the family, e.g. {max_terms: 3, max_digits: 2}."""
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    """reasoning_gym: levels of difficulty, evenly mixed, each the options in which it differs; none: one level."""
     seed: int = 0
 
 

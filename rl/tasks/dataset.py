@@ -1,13 +1,11 @@
 """A task over any dataset of question, answer and score: the interface of reasoning-gym."""
 
-import zlib
 from typing import Any, Protocol
 
 from farside.data.chat import END, END_THINK, THINK
+from farside.rl.tasks.split import is_held_out
 from farside.rl.types import Mark, Prompt, Verdict
 
-HELD_OUT_SHARE = 10
-"""One question text in this many is held out."""
 STRIDE = 61
 """Prompt ``index`` starts its search at item ``index * STRIDE``. A window of 61 items lacks a held-out
 question once in 620 times (0.9 ** 61); a prime, so that starts wrap over a finite dataset without a short
@@ -28,11 +26,6 @@ class Dataset(Protocol):
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
         """1.0 for a right answer, less for anything else."""
         ...
-
-
-def is_held_out(question: str) -> bool:
-    """Whether a question belongs to the held-out split: a function of its text alone."""
-    return zlib.crc32(question.encode("utf-8", "surrogatepass")) % HELD_OUT_SHARE == 0
 
 
 def extract_answer(text: str) -> tuple[str, str]:

@@ -2,12 +2,14 @@
 
 import difflib
 import importlib
+from typing import Any
 
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask
 from farside.rl.tasks.countdown import OPERATIONS, CountdownDataset, CountdownTask
-from farside.rl.tasks.dataset import DatasetTask
+from farside.rl.tasks.dataset import Dataset, DatasetTask
+from farside.rl.tasks.levels import LeveledDataset
 
 KNOWN = ("addition", "countdown", "reasoning_gym:<family>")
 
@@ -34,7 +36,7 @@ def make_task(config: TaskConfig) -> DatasetTask:
         return _countdown(config)
     package, colon, family = config.name.partition(":")
     if package == "reasoning_gym" and colon:
-        return _reasoning_gym(config.name, family, config.seed)
+        return _reasoning_gym(config, family)
     raise UserError(f"task.name={config.name}: unknown task; known: {', '.join(KNOWN)}")
 
 
@@ -83,15 +85,26 @@ def _shares(config: TaskConfig) -> tuple[float, float]:
     return shares
 
 
-def _reasoning_gym(name: str, family: str, seed: int) -> DatasetTask:
+def _reasoning_gym(config: TaskConfig, family: str) -> DatasetTask:
     try:
         gym = importlib.import_module("reasoning_gym")
         families = importlib.import_module("reasoning_gym.factory").DATASETS
     except ImportError as error:
         raise UserError(
-            f"task.name={name} needs the reasoning-gym package ({error}): pip install reasoning-gym==0.1.25"
+            f"task.name={config.name} needs the reasoning-gym package ({error}): pip install reasoning-gym==0.1.25"
         ) from error
     if family not in families:
         near = difflib.get_close_matches(family, families, n=5) or sorted(families)
-        raise UserError(f"task.name={name}: reasoning-gym has no family {family!r}; try {', '.join(near)}")
-    return DatasetTask(name, gym.create_dataset(family, seed=seed, size=GYM_ITEMS))
+        raise UserError(f"task.name={config.name}: reasoning-gym has no family {family!r}; try {', '.join(near)}")
+
+    def make(key: str, options: dict[str, Any]) -> Dataset:
+        try:
+            return gym.create_dataset(family, **{"seed": config.seed, "size": GYM_ITEMS, **options})
+        except (TypeError, ValueError, AssertionError) as error:  # it checks its settings with assert
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"task.{key}={options}: reasoning-gym's {family} refuses it: {reason}") from error
+
+    if not config.levels:
+        return DatasetTask(config.name, make("options", config.options))
+    levels = [make(f"levels.{place}", config.options | level) for place, level in enumerate(config.levels)]
+    return DatasetTask(config.name, LeveledDataset(levels))

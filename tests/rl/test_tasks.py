@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask, columns
-from farside.rl.tasks.dataset import DatasetTask, extract_answer, is_held_out
+from farside.rl.tasks.dataset import DatasetTask, extract_answer
 from farside.rl.tasks.registry import make_task
+from farside.rl.tasks.split import is_held_out, normalised
 from farside.rl.types import Mark, Prompt, Verdict
 
 NATURAL = st.integers(0, 10**12)
@@ -72,6 +73,38 @@ def test_a_dataset_without_held_out_items_says_so() -> None:
         pytest.fail("choose another seed: these three items cover both splits")
     with pytest.raises(ValueError, match=f"no {missing} problem among 3"):
         task.prompt(missing, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 2 + 3?", "what is  2+3 ?\n"),
+        ("Add 1,000 and 007.", "Add 1000 and 7."),
+        ("Half of 2.50", "Half of 2.5"),
+        ("Add １２ and 3", "Add 12 and 3"),
+        (r"Find $x^2 = 1{,}000$.", r"Find \(x^2=1000\)."),
+        (r"$\dfrac{1}{2}\, x$", r"$\frac{1}{2}x$"),
+        ("5 − 3", "5-3"),
+    ],
+)
+def test_near_duplicates_are_on_one_side(one: str, other: str) -> None:
+    assert normalised(one) == normalised(other)
+    assert is_held_out(one) == is_held_out(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("37+48=?", "37+84=?"), ("1.5", "15"), ("10", "1"), ("3,5,7=26?", "35,7=26?"), ("x<3", "x>3"), ("2.05", "2.5")],
+)
+def test_different_problems_are_told_apart(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("abcXYZ019+-=.?", min_size=1, max_size=8), min_size=1, max_size=6))
+def test_case_and_spacing_never_change_the_side(words: list[str]) -> None:
+    sides = {is_held_out(text) for text in ("".join(words), " ".join(words), "\n\t".join(words).swapcase())}
+    assert len(sides) == 1
 
 
 @pytest.mark.parametrize("digits", [1, 2, 5])
@@ -184,16 +217,17 @@ def test_zero_is_an_answer() -> None:
 class Parrot:
     """A stand-in family with reasoning-gym's interface; metadata that JSON would change."""
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, prefix: str = "w") -> None:
         if size > 20_000:
             raise ValueError("size must be at most 20000")
-        self.seed, self.size = seed, size
+        assert prefix, "prefix must not be empty"
+        self.seed, self.size, self.prefix = seed, size, prefix
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        word = f"w{self.seed + index}"
+        word = f"{self.prefix}{self.seed + index}"
         return {"question": f"Say {word}.", "answer": word, "metadata": {"pair": (index, word)}}
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
@@ -232,6 +266,34 @@ def test_an_item_that_changed_is_an_error_not_a_wrong_answer() -> None:
     prompt = make_task(TaskConfig(name="reasoning_gym:parrot", seed=5)).prompt("train", 3)
     with pytest.raises(RuntimeError, match="another question"):
         make_task(TaskConfig(name="reasoning_gym:parrot", seed=6)).verify(prompt, "w1<|end|>")
+
+
+@pytest.mark.usefixtures("gym")
+def test_options_and_levels_of_a_family() -> None:
+    task = make_task(TaskConfig(name="reasoning_gym:parrot", options={"prefix": "p"}))
+    assert task.prompt("train", 0).answer.startswith("p")
+    assert "difficulty" not in task.prompt("train", 0).metadata
+    levels = [{"prefix": "a"}, {"prefix": "b"}, {}]
+    task = make_task(TaskConfig(name="reasoning_gym:parrot", options={"prefix": "p"}, levels=levels))
+    prompts = [task.prompt(split, i) for split in ("train", "held_out") for i in range(300)]
+    for prompt in prompts:
+        assert prompt.answer[0] == "abp"[prompt.metadata["difficulty"] - 1]
+        assert task.verify(prompt, task.trace(prompt, 0)).mark is Mark.correct
+        assert task.verify(prompt, "other<|end|>").mark is Mark.wrong
+    counts = Counter(prompt.metadata["difficulty"] for prompt in prompts)
+    assert min(counts[level] for level in (1, 2, 3)) > 150
+
+
+@pytest.mark.usefixtures("gym")
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [({"colour": 1}, "task.options=.*colour"), ({"prefix": ""}, "prefix must not be empty"), ({"size": 10**6}, "size")],
+)
+def test_options_that_a_family_refuses(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        make_task(TaskConfig(name="reasoning_gym:parrot", options=options))
+    with pytest.raises(UserError, match=r"task\.levels\.1=.*refuses"):
+        make_task(TaskConfig(name="reasoning_gym:parrot", levels=[{}, options]))
 
 
 @pytest.mark.usefixtures("gym")
