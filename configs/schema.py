@@ -667,6 +667,26 @@ class RepetitionConfig:
 
 
 @dataclass
+class CurriculumConfig:
+    """Which problems an iteration gets."""
+
+    pool: int = 0
+    """Problems are drawn from the task's first so many, anew every iteration. 0: no pool, each problem comes once, and
+    the other keys do nothing."""
+    prioritised: bool = False
+    """Draw a problem in proportion to 1 - its success rate, not all alike."""
+    floor: float = 0.05
+    """prioritised: no problem is drawn in a smaller proportion, so that what is solved is looked at now and then."""
+    unlock_at: float | None = None
+    """Begin with the lowest level of difficulty, and add the next one whenever the success rate at the highest so far
+    reaches this, on at least prompts_per_step samples. None: all levels from the start."""
+    memory: float = 0.5
+    """How much earlier samples of a problem, or of a level, count each time there are new ones."""
+    guess_tries: int = 0
+    """Before the first step, problems that one of so many answers without thinking gets right are left out. 0: none."""
+
+
+@dataclass
 class CriticConfig:
     """rl.algorithm=ppo: a second model of the policy's shape, which says what reward is to be expected."""
 
@@ -719,6 +739,7 @@ class RlConfig:
     """DAPO's overlong shaping: the reward falls over the last this many of max_new_tokens tokens. 0: no shaping."""
     overlong_weight: float = 1.0
     """What is taken from the reward of an answer of full length, or of one cut off."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
     repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
     sampling_rounds: int = 1

@@ -9,6 +9,8 @@ from typing import Any
 
 from farside.parallel import comm
 from farside.rl.collect import Collected, Collector
+from farside.rl.curriculum import Pool
+from farside.rl.guessing import guessable
 from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out
 from farside.rl.record import describe_sample, describe_step
@@ -39,6 +41,7 @@ class RlLoop:
         self.runtime, self.learner, self.engine, self.rollout = runtime, learner, learner.engine, rollout
         self.task, self.reward, self.store, self.config = task, reward, store, runtime.config.rl
         self.collector = Collector(runtime, rollout, task, reward)
+        self.curriculum = self.collector.curriculum
 
     def run(self, progress: dict[str, Any]) -> None:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
@@ -57,6 +60,7 @@ class RlLoop:
                 self.printer.say(
                     f"rl: held-out accuracy {progress['held_out_accuracy_before']:.1%} before the first step"
                 )
+            self._begin_curriculum(progress)
             while progress["step"] < self.config.steps:
                 signs = [float(runtime.stop.requested), float(self.store.failed)]
                 stop, failed = comm.sum_floats(signs, runtime.mesh.world, runtime.device)
@@ -73,6 +77,16 @@ class RlLoop:
                 if writer:
                     writer.close()
 
+    def _begin_curriculum(self, progress: dict[str, Any]) -> None:
+        """Where the checkpoint left it, or anew, without the problems that can be guessed."""
+        tries = self.config.curriculum.guess_tries
+        if "curriculum" in progress:
+            self.curriculum.restore(progress["curriculum"])
+        elif tries:
+            assert isinstance(self.curriculum, Pool), "checked: there is a pool to leave something out of"
+            self.rollout.load_weights(self.engine.named_weights(), progress["step"])
+            self.curriculum.leave_out(guessable(self.runtime, self.rollout, self.task, self.reward, tries))
+
     def _step(self, progress: dict[str, Any]) -> None:
         started = time.perf_counter()
         step = progress["step"]
@@ -84,10 +98,12 @@ class RlLoop:
         learnt = self.learner.update(collected.completions, collected.scores, step, lr, self.guard, self.runtime.pulse)
         progress["step"] += 1
         progress["problems"] += collected.problems
+        chosen = self.curriculum.note(collected.sampled)
         record = {
             "step": progress["step"],
             **learnt,
             **describe_step(self.runtime, collected.sampled),
+            **chosen,
             "problems": progress["problems"],
             "lr": lr,
             "seconds": time.perf_counter() - started,
@@ -130,7 +146,7 @@ class RlLoop:
 
     def _save(self, progress: dict[str, Any]) -> None:
         self.runtime.pulse.beat("save")
-        progress["guard"] = self.guard.record()
+        progress |= {"guard": self.guard.record(), "curriculum": self.curriculum.record()}
         self.store.save(self.learner.saved, progress["step"], progress)
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)

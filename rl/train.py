@@ -9,7 +9,7 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
-from farside.configs.schema import Algorithm, Config, Correction, RlConfig
+from farside.configs.schema import Algorithm, Config, Correction, CurriculumConfig, RlConfig
 from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
 from farside.rl.algorithms.registry import make_algorithm
@@ -106,6 +106,7 @@ def check(config: Config) -> None:
             f"use a multiple of {ranks}"
         )
     check_algorithm(config.rl)
+    check_curriculum(config.rl.curriculum)
     if config.rl.sampling_rounds > 1 and not config.rl.verifier_weight:
         raise UserError(
             "rl.sampling_rounds: which groups teach is the verifier's verdict, which rl.verifier_weight = 0 leaves "
@@ -113,6 +114,21 @@ def check(config: Config) -> None:
         )
     if config.rl.samples_per_prompt < (1 if config.rl.algorithm in NO_GROUPS else 2):
         raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
+
+
+def check_curriculum(curriculum: CurriculumConfig) -> None:
+    """Raises UserError for settings outside their range."""
+    for key, low, high in (("floor", 1e-6, 1), ("memory", 0, 1), ("unlock_at", 0, 1)):
+        if (value := getattr(curriculum, key)) is not None and not low <= value <= high:
+            raise UserError(f"rl.curriculum.{key} = {value}; give {low} to {high}")
+    for key in ("pool", "guess_tries"):
+        if getattr(curriculum, key) < 0:
+            raise UserError(f"rl.curriculum.{key} = {getattr(curriculum, key)}; give at least 0")
+    asked = {"prioritised": curriculum.prioritised, "unlock_at": curriculum.unlock_at is not None}
+    asked["guess_tries"] = curriculum.guess_tries > 0
+    for key, wanted in asked.items():
+        if wanted and not curriculum.pool:
+            raise UserError(f"rl.curriculum.{key}: there is no pool to draw from; set rl.curriculum.pool, such as 4096")
 
 
 def check_algorithm(rl: RlConfig) -> None:
@@ -164,6 +180,8 @@ def main(runtime: Runtime) -> None:
     engine = NativeEngine(config, runtime.mesh, runtime.device, entropy=True)
     agreed = {f"rl.{key}": getattr(config.rl, key) for key in ("prompts_per_step", "samples_per_prompt")}
     agreed |= {f"rl.replay.{key}": getattr(config.rl.replay, key) for key in ("samples", "seq_len", "mixture")}
+    if config.rl.curriculum.pool:
+        agreed["rl.curriculum.pool"] = config.rl.curriculum.pool
     agreed = contract(config, data.summary["fingerprint"], "rl", [], **agreed)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     with_critic = config.rl.algorithm is Algorithm.ppo

@@ -18,6 +18,8 @@ class Prompt:
     answer: str
     """The reference answer, e.g. "85"."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    begun: str = ""
+    """What the answer is made to begin with; it is no part of the completion."""
 
 
 class Mark(Enum):

@@ -34,7 +34,7 @@ class NativeRollout:
     def generate(
         self, prompts: list[Prompt], samples: int, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Completion]:
-        encoded = [self.tokenizer.encode_prompt(prompt.question) for prompt in prompts]
+        encoded = [self.tokenizer.encode_prompt(p.question) + self.tokenizer.encode(p.begun) for p in prompts]
         uniforms = None
         if temperature > 0:
             draws = [

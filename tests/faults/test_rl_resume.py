@@ -1,4 +1,4 @@
-"""RL with replay, and with a critic: killed between two checkpoints, it goes on as if nothing had been, bit for bit."""
+"""RL with replay, with a critic and a pool: killed between two checkpoints, it goes on as if nothing had been."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ SHORT = [
 ]
 REPLAY = [*SHORT, "rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"]
 CRITIC = [*SHORT, "rl.algorithm=ppo", "rl.updates_per_step=2", "rl.critic.warmup_steps=2", "rl.gae_lambda=0.9"]
+POOL = ["rl.curriculum.pool=64", "rl.curriculum.prioritised=true", "rl.curriculum.guess_tries=2"]
 
 
 @pytest.mark.slow
@@ -26,9 +27,11 @@ def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words
 
 
 @pytest.mark.slow
-def test_killed_rl_with_a_critic_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
+def test_killed_rl_with_a_critic_and_a_pool_equals_an_uninterrupted_one(
+    tmp_path: Path, words: list[str], reference: Path
+) -> None:
     # every reward is 0, and what the policy learns from is what the critic expected of tokens before it knew
-    command = ["rl", *words, *CRITIC, f"train.init_from={max((reference / 'checkpoints').glob('step_*'))}"]
+    command = ["rl", *words, *CRITIC, *POOL, f"train.init_from={max((reference / 'checkpoints').glob('step_*'))}"]
     whole, hurt = uninterrupted(command, tmp_path)
     records = sequence(whole / "run")
     losses = [record["value_loss"] for record in records]
