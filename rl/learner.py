@@ -91,7 +91,10 @@ class Learner:
                 old, ref = rows.take(extras["old_logprobs"]), rows.take(extras["ref_logprobs"])
                 distance = estimate(self.config.kl.estimator, old, ref)
                 seen = replace(seen, kl_NT=torch.where(seen.counted_NT, self.config.kl.weight * distance, 0.0))
-        extras["advantages"] = rows.put(self.algorithm.advantages(seen))
+        advantages_NT = self.algorithm.advantages(seen)
+        if self.config.process_weight:
+            advantages_NT = advantages_NT + self.config.process_weight * seen.process_advantages()
+        extras["advantages"] = rows.put(advantages_NT)
         return rows.batches(weights_N, extras), self.total([shares_N.sum().item()])[0]
 
     def logprobs(self, engine: Engine, batches: Sequence[Batch]) -> list[Tensor]:
