@@ -96,7 +96,7 @@ class ProcessTraining:
             measured["samples"] = on_labels(held_out, logits)
         accuracy = measured["corrupted"]["accuracy"]
         facts = {
-            "held_out_accuracy": accuracy,
+            "step_accuracy": accuracy,
             "train_steps": sum(len(answer.ends) for answer in self.answers["train"]),
             "steps": measured,
         }
