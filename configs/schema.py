@@ -545,25 +545,52 @@ class SftConfig:
     """As data.mixture; trace is the task's traces."""
 
 
+class RewardKind(Enum):
+    outcome = "outcome"
+    process = "process"
+
+
+class StepLabels(Enum):
+    hard = "hard"
+    soft = "soft"
+
+
 @dataclass
 class RewardConfig:
-    """Bradley-Terry outcome reward model on the policy's own right and wrong samples."""
+    """Reward model on the policy's own samples: of whole answers or of their steps."""
 
+    kind: RewardKind = RewardKind.outcome
+    """outcome: Bradley-Terry, from pairs of a right and a wrong answer. process: whether an answer is still right, at
+    the end of every step of it."""
     prompts: int = 512
     """Training problems to sample from."""
     samples: int = 8
     """Samples a problem."""
     held_out_prompts: int = 128
-    """Further problems, whose pairs only measure accuracy; all of one form."""
+    """Further problems, whose pairs (all of one form) or steps only measure accuracy."""
     bare_pairs: bool = True
     """Pair answers without work among themselves too. They give the model nothing to check but the sum itself."""
     mixed_share: float = 0.15
     """Training pairs of different form for each of one form, at most: they teach how far a form can be trusted."""
+    margin: float = 0.0
+    """outcome: by how much a pair's right answer must score higher before its loss is small."""
+    continuations: int = 8
+    """process: the policy's continuations of every prefix that ends a step; what they come to is the step's label.
+    0: no labels from samples."""
+    labels: StepLabels = StepLabels.hard
+    """process: hard: 1 if any continuation is right; soft: the share that are."""
+    corrupted: int = 0
+    """process: worked answers with one wrong step to learn from beside the samples."""
     temperature: float = 1.0
     steps: int = 100
     lr: float = 1e-3
     pairs_per_batch: int = 64
+    """process: twice as many answers."""
     micro_pairs: int = 64
+    best_of: int = 8
+    """Answers to a held-out problem among which the trained model chooses, beside their majority."""
+    best_of_prompts: int = 128
+    """Held-out problems it chooses for; 0: no such comparison."""
 
 
 @dataclass
@@ -640,6 +667,27 @@ class CorrectionConfig:
     low: float = 0.5
     """icepop only."""
     high: float = 2.0
+
+
+class ScoreNorm(Enum):
+    held_out = "held_out"
+    batch = "batch"
+    running = "running"
+
+
+@dataclass
+class OveroptimisationConfig:
+    """Watches whether the reward model's score still means anything: an alarm when it rises while verified accuracy
+    falls. Both are means over the last steps' samples, compared with the best such window so far."""
+
+    window: int = 5
+    """Steps."""
+    warn: float | None = 0.02
+    """Lost accuracy that is told, once it is above its noise too. None: never."""
+    stop: float | None = None
+    """Lost accuracy that ends the run, its last policy saved. None: never."""
+    kl: bool = True
+    """Measure the divergence from the policy at the start with every evaluation; that policy is then held in memory."""
 
 
 @dataclass
@@ -750,7 +798,15 @@ class RlConfig:
     reward_model: str | None = None
     """Checkpoint of the reward model; farside run fills it in."""
     reward_model_weight: float = 0.2
-    """Weight of the reward model's sigmoid score."""
+    """Weight of the reward model's score, which lies in 0..1."""
+    reward_model_norm: ScoreNorm = ScoreNorm.held_out
+    """Mean and spread by which scores are standardised before the sigmoid: of held-out answers when the model was
+    trained, of the iteration's samples, or of all samples so far."""
+    reward_model_clip: float | None = None
+    """Standardised scores are clipped to this many spreads either side. None: not at all."""
+    process_weight: float = 0.0
+    """Weight of the advantages from rewards of steps, beside those from whole answers; needs a process model."""
+    overoptimisation: OveroptimisationConfig = field(default_factory=OveroptimisationConfig)
     verifier_weight: float = 1.0
     """Weight of the verifier's 0 or 1. At 0 the reward model alone teaches; the verifier still measures, and an
     answer that it fails on is masked all the same."""

@@ -121,7 +121,10 @@ class Learner:
             extras["old_values"] = self.critic.values(plain)
             seen = replace(seen, values_NT=rows.take(extras["old_values"]))
             extras["returns"] = rows.put(estimates(seen, self.config)[1])
-        extras["advantages"] = rows.put(self.algorithm.advantages(seen))
+        advantages_NT = self.algorithm.advantages(seen)
+        if self.config.process_weight:
+            advantages_NT = advantages_NT + self.config.process_weight * seen.process_advantages()
+        extras["advantages"] = rows.put(advantages_NT)
         return rows.batches(weights_N, extras), self.total([shares_N.sum().item()])[0]
 
     def logprobs(self, engine: Engine, batches: Sequence[Batch]) -> list[Tensor]:

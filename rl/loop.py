@@ -15,6 +15,7 @@ from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out
 from farside.rl.record import describe_sample, describe_step
 from farside.rl.reward.combine import CombinedReward
+from farside.rl.reward.overoptimisation import Overoptimisation, OverOptimised
 from farside.rl.rollout.base import Rollout
 from farside.rl.types import Task
 from farside.train.checkpoint.store import CheckpointStore
@@ -37,11 +38,13 @@ class RlLoop:
         task: Task,
         reward: CombinedReward,
         store: CheckpointStore,
+        overoptimisation: Overoptimisation,
     ) -> None:
         self.runtime, self.learner, self.engine, self.rollout = runtime, learner, learner.engine, rollout
         self.task, self.reward, self.store, self.config = task, reward, store, runtime.config.rl
         self.collector = Collector(runtime, rollout, task, reward)
         self.curriculum = self.collector.curriculum
+        self.overoptimisation = overoptimisation
 
     def run(self, progress: dict[str, Any]) -> None:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
@@ -94,6 +97,8 @@ class RlLoop:
         self.rollout.load_weights(self.engine.named_weights(), step)
         collected = self.collector.collect(step, progress["problems"])
         seconds_rollout = time.perf_counter() - started
+        described = describe_step(self.runtime, collected.sampled)
+        described |= self.overoptimisation.observe(step + 1, described, collected.completions)
         lr = self.learner.lr(step)
         learnt = self.learner.update(collected.completions, collected.scores, step, lr, self.guard, self.runtime.pulse)
         progress["step"] += 1
@@ -102,7 +107,7 @@ class RlLoop:
         record = {
             "step": progress["step"],
             **learnt,
-            **describe_step(self.runtime, collected.sampled),
+            **described,
             **chosen,
             "problems": progress["problems"],
             "lr": lr,
@@ -113,6 +118,12 @@ class RlLoop:
         self._after_step(progress, record, collected)
         if self.guard.gives_up:
             raise Diverged(f"{self.guard.streak} bad steps in a row before step {step + 2}; see metrics.jsonl")
+        if self.overoptimisation.gives_up:
+            self._save(progress)
+            self.store.finish()
+            raise OverOptimised(
+                f"{self.overoptimisation.news}; step {step + 1} is saved, rl.overoptimisation.stop=null goes on from it"
+            )
 
     def evaluate(self, step: int) -> float:
         """Greedy verified accuracy on held-out problems with the current weights. Collective."""
@@ -139,6 +150,8 @@ class RlLoop:
         if self.metrics and self.samples:
             self.metrics.write(record)
             self.printer.step(record)
+            if self.overoptimisation.news:
+                self.printer.say(f"rl: {self.overoptimisation.news}")
             for item, score in collected.sampled[: self.config.log_samples]:
                 self.samples.write(describe_sample(step, item, score))
         if last or step % self.runtime.config.checkpoint.every == 0:
@@ -146,7 +159,12 @@ class RlLoop:
 
     def _save(self, progress: dict[str, Any]) -> None:
         self.runtime.pulse.beat("save")
-        progress |= {"guard": self.guard.record(), "curriculum": self.curriculum.record()}
+        progress |= {
+            "guard": self.guard.record(),
+            "curriculum": self.curriculum.record(),
+            "reward": self.reward.record(),
+            "overoptimisation": self.overoptimisation.record(),
+        }
         self.store.save(self.learner.saved, progress["step"], progress)
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)

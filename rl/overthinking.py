@@ -1,7 +1,7 @@
 """How much of an answer was thought after it was already right.
 
-Outcome efficiency (Chen et al., "Do NOT think that much for 2+3=?", arXiv 2412.21187, section 2.3): tokens up to the first
-right answer in it over all its tokens, 1 for one that stops when it knows.
+Outcome efficiency (Chen et al., "Do NOT think that much for 2+3=?", arXiv 2412.21187, section 2.3): tokens up to the
+first right answer in it over all its tokens, 1 for one that stops when it knows.
 """
 
 import re
@@ -20,8 +20,8 @@ Judge = Callable[[list[str]], list[bool]]
 
 
 def first_correct(text: str, judge: Judge) -> int | None:
-    """Characters of a completion's text up to the end of the first right answer in it: a candidate in the thinking, else
-    the final answer. None if there is no right one."""
+    """Characters of a completion's text up to the end of the first right answer in it: a candidate in the thinking,
+    else the final answer. None if there is no right one."""
     thinking, closed, rest = text.partition(END_THINK)
     if not closed:
         thinking, rest = ("", text) if THINK not in text else (text, "")

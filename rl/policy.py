@@ -36,6 +36,13 @@ def load_weights(runtime: Runtime, data: Prepared, path: Path, engine: NativeEng
     return checkpoint
 
 
+def load_start(runtime: Runtime, data: Prepared, key: str) -> NativeEngine:
+    """The policy that RL started from, frozen. key: what asks for it."""
+    if runtime.init_from is None:
+        raise UserError(f"{key}: no policy to measure from; name its checkpoint with train.init_from=PATH")
+    return load_engine(runtime, data, runtime.init_from, "lm")[0]
+
+
 def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:
     """``load_engine`` as an unsharded copy on every rank."""
     engine, checkpoint = load_engine(runtime, data, path, head)

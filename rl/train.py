@@ -1,6 +1,5 @@
 """The worker behind ``farside rl``: RL from a warm-started policy with verifier and reward model."""
 
-import json
 import time
 from operator import attrgetter
 from pathlib import Path
@@ -12,15 +11,13 @@ from farside.configs.rope import Rope
 from farside.configs.schema import Algorithm, Config, Correction, CurriculumConfig, RlConfig
 from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
-from farside.rl.algorithms.registry import make_algorithm
+from farside.rl.algorithms.registry import WHOLE_ANSWERS, make_algorithm
 from farside.rl.critic import saved
 from farside.rl.learner import Learner
 from farside.rl.loop import RlLoop
-from farside.rl.policy import load_engine, load_unsharded, load_weights
+from farside.rl.policy import load_start, load_weights
 from farside.rl.replay import Replay
-from farside.rl.reward.combine import CombinedReward
-from farside.rl.reward.model import RewardModel
-from farside.rl.reward.train_reward import NORMALISATION
+from farside.rl.reward.build import check_reward_model, load_reward_model, make_reward, watch_reward
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
@@ -29,9 +26,6 @@ from farside.train.checkpoint.store import OWN_KEYS, CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.phase import identity, load_data, load_foreign, write_summary
 from farside.train.runtime import Runtime, worker_main
-
-WHOLE_ANSWERS = (Algorithm.rloo, Algorithm.gspo, Algorithm.k15, Algorithm.k2)
-"""Their loss is one of an answer, which stands at each of its tokens: to leave out a token there leaves in its part."""
 
 NO_GROUPS = (Algorithm.ppo, Algorithm.reinforce_pp)
 """They compare an answer with all others, not with those to the same problem."""
@@ -66,37 +60,14 @@ def begin_rl(
     }
 
 
-def load_reward_model(runtime: Runtime, data: Prepared) -> RewardModel | None:
-    """The model of rl.reward_model, or None when it carries no weight."""
-    config = runtime.config.rl
-    if config.reward_model_weight == 0:
-        return None
-    if config.reward_model is None:
-        raise UserError(
-            "rl.reward_model: no checkpoint given; name one that `farside reward` made, or set rl.reward_model_weight=0"
-        )
-    path = Path(config.reward_model)
-    model, _ = load_unsharded(runtime, data, path, "scalar")
-    spread = json.loads((path.parent.parent / NORMALISATION).read_text())
-    return RewardModel(model, spread["center"], spread["scale"])
-
-
-def load_reference(runtime: Runtime, data: Prepared) -> NativeEngine | None:
-    """The policy that RL started from, frozen, or None when no distance from it is asked for."""
-    if runtime.config.rl.kl.weight == 0:
-        return None
-    if runtime.init_from is None:
-        raise UserError("rl.kl.weight: no policy to measure from; name its checkpoint with train.init_from=PATH")
-    return load_engine(runtime, data, runtime.init_from, "lm")[0]
-
-
 def check(config: Config) -> None:
     """Raises UserError for settings of rl that cannot run."""
-    weights = (config.rl.verifier_weight, config.rl.reward_model_weight)
+    names = ("verifier_weight", "reward_model_weight", "process_weight")
+    weights = [getattr(config.rl, name) for name in names]
     if min(weights) < 0 or not any(weights):
-        raise UserError(
-            f"rl.verifier_weight = {weights[0]}, rl.reward_model_weight = {weights[1]}; give none below 0 and one above"
-        )
+        told = ", ".join(f"rl.{name} = {weight}" for name, weight in zip(names, weights))
+        raise UserError(f"{told}; give none below 0 and one above")
+    check_reward_model(config.rl)
     check_layout(config)
     replay_stage(config)
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
@@ -189,11 +160,12 @@ def main(runtime: Runtime) -> None:
     progress = begin_rl(runtime, data, engine, critic, store)
     rollout = NativeRollout(engine.replica(), data.tokenizer, repetition=config.rl.repetition)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
-        reward = CombinedReward(
-            verifier, load_reward_model(runtime, data), config.rl.reward_model_weight, config.rl.verifier_weight
-        )
-        learner = Learner(config, engine, Replay.of(runtime, data), load_reference(runtime, data), critic)
-        RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store).run(progress)
+        judge = load_reward_model(runtime, data)
+        reward = make_reward(runtime, verifier, judge, progress.get("reward"))
+        reference = load_start(runtime, data, "rl.kl.weight") if config.rl.kl.weight else None
+        watch = watch_reward(runtime, data, judge, reference, progress.get("overoptimisation"))
+        learner = Learner(config, engine, Replay.of(runtime, data), reference, critic)
+        RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store, watch).run(progress)
     write_summary(
         runtime,
         started,

@@ -57,12 +57,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward and its parts; ``valid`` is false when the verifier erred: mask the sample."""
+    """A reward and its parts; ``valid`` is false when the verifier erred: mask the sample.
+
+    steps: of each step that was judged, the index of its last token among the answer's, and its reward.
+    """
 
     reward: float
     valid: bool
     verdict: Verdict
     reward_model: float | None = None
+    steps: list[tuple[int, float]] | None = None
 
 
 class Task(Protocol):

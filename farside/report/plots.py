@@ -97,6 +97,22 @@ def alone(rows: list[Row], summary: Row) -> bytes:
     return _png(figure)
 
 
+def overoptimisation(rows: list[Row], summary: Row) -> bytes:
+    """The proxy (reward model's score) and the truth (verified accuracy) over steps, the alarms, and the divergence."""
+    figure, (proxy, truth, drift) = _figure(1, 3, 9.6, 2.7)
+    _curve(proxy, rows, "proxy_window", BLUE)
+    _labels(proxy, "reward model's score", "RL step")
+    _accuracy(truth, rows, summary)
+    truth.set_xlabel("RL step", fontsize=9.5, color=INK)
+    _curve(drift, rows, "kl_start", BLUE)
+    _labels(drift, "KL from the start, nats", "RL step")
+    alarms = [row["step"] for row in rows if row.get("overoptimisation") and is_number(row.get("step"))]
+    for axes in (proxy, truth) if alarms else ():
+        axes.axvspan(alarms[0], alarms[-1], color=ORANGE, alpha=0.15, linewidth=0)
+        axes.axvline(alarms[0], color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
+    return _png(figure)
+
+
 def _accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
     """Verified accuracy: sampled on training problems, greedy on held-out ones."""
     _curve(axes, rows, "accuracy", BLUE, scale=100, label="sampled, training problems")

@@ -31,6 +31,9 @@ ALGORITHMS: dict[Name, Callable[[RlConfig], Algorithm]] = {
     Name.k2: k2,
 }
 
+WHOLE_ANSWERS = (Name.rloo, Name.gspo, Name.k15, Name.k2)
+"""Their loss is one of an answer, which stands at each of its tokens: to leave out a token there leaves in its part."""
+
 
 def make_algorithm(config: RlConfig) -> Algorithm:
     """The configured algorithm. Raises UserError for settings outside their range."""
