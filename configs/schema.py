@@ -328,6 +328,9 @@ class DataConfig:
     lengths: dict[int, float] = field(default_factory=dict)
     """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
     documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
+    contamination_samples: int = 8
+    """Samples of each entry of a stage that are searched, before a pretraining with needle grids, for what those grids
+    ask and hide it in; 0: none. What is found is printed, written and shown in the report: it stops nothing."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     seed: int = 0
