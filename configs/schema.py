@@ -410,6 +410,9 @@ class GuardConfig:
     """Bad steps in a row after which the run returns to its newest checkpoint and leaves the batches out; 0: never."""
     rewinds: int = 3
     """Times it may do so before it ends as failed."""
+    compare_replicas: int = 100
+    """Steps between comparisons of the weights' bits on ranks that hold the same, which end the run if they differ; so
+    does every save. 0: never (for replicas on different kinds of device, whose rounding differs)."""
 
 
 @dataclass
