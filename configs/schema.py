@@ -329,6 +329,9 @@ class DataConfig:
     lengths: dict[int, float] = field(default_factory=dict)
     """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
     documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
+    contamination_samples: int = 8
+    """Samples of each entry of a stage that are searched, before a pretraining with needle grids, for what those grids
+    ask and hide it in; 0: none. What is found is printed, written and shown in the report: it stops nothing."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     seed: int = 0
@@ -408,6 +411,9 @@ class GuardConfig:
     """Bad steps in a row after which the run returns to its newest checkpoint and leaves the batches out; 0: never."""
     rewinds: int = 3
     """Times it may do so before it ends as failed."""
+    compare_replicas: int = 100
+    """Steps between comparisons of the weights' bits on ranks that hold the same, which end the run if they differ; so
+    does every save. 0: never (for replicas on different kinds of device, whose rounding differs)."""
 
 
 @dataclass

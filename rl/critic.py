@@ -87,6 +87,10 @@ class WithCritic:
             pieces[UPDATES] = Piece(one, Box.whole(one), torch.tensor([critic.updates]))
         return replace(state, optimizer={**state.optimizer, **pieces})
 
+    def check_replicas(self) -> None:
+        self.policy.check_replicas()
+        self.critic.check_replicas()
+
     def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
         """Raises UserError for a checkpoint of a run without a critic."""
         if UPDATES not in optimizer.shapes:

@@ -1,7 +1,7 @@
 """How much of an answer was thought after it was already right.
 
 Outcome efficiency (Chen et al., "Do NOT think that much for 2+3=?", arXiv 2412.21187, section 2.3): tokens up to the
-first right answer in it over all its tokens, 1 for one that stops when it knows.
+first right answer in it over all its tokens, 1 for one that stops when it knows, 0 for one that is never right.
 """
 
 import re
@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from farside.data.chat import END, END_THINK, THINK
+from farside.rl.reward.verifier import VerifierPool
+from farside.rl.types import Completion, Mark
 
 CANDIDATE = re.compile(r"\\boxed\{([^{}]*)\}|(-?\d+(?:[./]\d+)?)")
 """What an intermediate answer looks like: \\boxed{...}, or a number."""
@@ -33,6 +35,17 @@ def first_correct(text: str, judge: Judge) -> int | None:
     places = [*ends.values(), len(text) - len(rest) + len(final)]
     right = judge([*ends, final.strip()])
     return next((place for place, is_right in zip(places, right) if is_right), None)
+
+
+def outcome_efficiency(item: Completion, verifier: VerifierPool) -> float:
+    """Of one answer, in characters of its text."""
+
+    def judge(answers: list[str]) -> list[bool]:
+        verdicts = verifier.verify([(item.prompt, f"{answer}{END}") for answer in answers])
+        return [verdict.mark is Mark.correct for verdict in verdicts]
+
+    place = first_correct(item.text, judge)
+    return (place or 0) / max(len(item.text.removesuffix(END)), 1)
 
 
 def tokens_up_to(characters: int, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.data.prepare import Prepared
 from farside.parallel import comm
+from farside.rl.overthinking import outcome_efficiency
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.base import Rollout
 from farside.rl.types import Mark, Task
@@ -78,6 +79,8 @@ def answer_held_out(
             "text": answer.text,
             "verdict": verdict.mark.value,
             "length": len(answer.tokens),
+            "thinking": answer.thinking,
+            "outcome_efficiency": outcome_efficiency(answer, verifier),
         }
         for answer, verdict in zip(answers, verdicts)
         if answer.prompt.index < shown

@@ -21,12 +21,14 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "accuracy": float(sum(score.verdict.mark is Mark.correct for score in valid)),
         "reward_model": sum(score.reward_model or 0.0 for score in valid),
         "tokens": float(sum(len(item.tokens) for item, _ in sampled)),
+        "thinking": float(sum(item.thinking for item, _ in sampled)),
         "truncated": float(sum(item.truncated for item, _ in sampled)),
     }
     sums = dict(zip(values, comm.sum_floats(list(values.values()), runtime.mesh.dp, runtime.device)))
     return {
         **{name: sums[name] / max(sums["valid"], 1.0) for name in ("reward", "accuracy", "reward_model")},
         "length": sums["tokens"] / sums["samples"],
+        "thinking": sums["thinking"] / sums["samples"],
         "tokens": sums["tokens"],
         "truncated_share": sums["truncated"] / sums["samples"],
         "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
@@ -45,4 +47,5 @@ def describe_sample(step: int, item: Completion, score: Score) -> dict[str, Any]
         "detail": score.verdict.detail,
         "reward_model": score.reward_model,
         "length": len(item.tokens),
+        "thinking": item.thinking,
     }

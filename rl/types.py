@@ -44,6 +44,7 @@ class Completion:
     tokens: ids after the prompt, ending with the end token unless ``truncated``.
     logprobs: log-probability of each token under the policy that drew it (temperature 1 numerics).
     policy_step: the step of the policy's weights.
+    thinking: how many of the tokens are thinking, its marks included.
     """
 
     prompt: Prompt
@@ -53,6 +54,7 @@ class Completion:
     text: str
     truncated: bool
     policy_step: int
+    thinking: int = 0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,37 @@ def loss_by_stage(stages: list[Stage]) -> bytes:
     return _png(figure)
 
 
+def drawn(stages: list[tuple[str, dict[str, Row]]]) -> bytes:
+    """A panel a stage: the shares drawn of each entry, of tokens and of rows, beside a mark for what was asked.
+
+    stages: (name, entry -> what data_drawn.json says of it).
+    """
+    columns = min(3, len(stages))
+    tall = -(-len(stages) // columns)
+    most = max(len(entries) for _, entries in stages)
+    figure, panels = _figure(tall, columns, 9.6, tall * (0.9 + 0.34 * most))
+    for axes, (stage, entries) in zip(panels, stages):
+        for place, entry in enumerate(entries.values()):
+            for offset, key, color in ((-0.17, "share_of_tokens", BLUE), (0.17, "share_of_rows", "#a3adb8")):
+                if is_number(value := entry.get(key)):
+                    axes.barh(place + offset, 100 * value, color=color, height=0.3)
+            if is_number(asked := entry.get("asked")):
+                axes.plot([100 * asked] * 2, [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.2)
+        axes.set_yticks(range(len(entries)), labels=[shown(name) for name in entries])
+        axes.set_ylim(most - 0.4, -0.6)
+        axes.set_title(shown(stage), fontsize=9.5, color=INK, loc="left")
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color=LINE, linewidth=0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("share, %", fontsize=9.5, color=INK)
+    for axes in panels[len(stages) :]:
+        axes.axis("off")
+    marks = [("drawn, of tokens", BLUE), ("drawn, of rows", "#a3adb8"), ("asked for", ORANGE)]
+    handles = [panels[0].plot([], [], color=color, linewidth=5, label=label)[0] for label, color in marks]
+    figure.legend(handles=handles, fontsize=8.5, frameon=False, loc="outside upper right", ncols=3)
+    return _png(figure)
+
+
 def throughput(stages: list[Stage]) -> bytes:
     """Tokens a second and model FLOPs utilisation."""
     rows = [row for stage in stages for row in stage.rows]

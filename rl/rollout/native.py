@@ -9,6 +9,7 @@ from torch import Tensor
 from farside.configs.schema import RepetitionConfig
 from farside.data.order import rng
 from farside.data.tokenizer import Tokenizer
+from farside.rl.overthinking import thinking_tokens
 from farside.rl.types import Completion, Prompt
 from farside.train.engine.native import sync_weights
 from farside.train.inference.generate import NO_LOOPS, generate
@@ -54,6 +55,7 @@ class NativeRollout:
                 text=self.tokenizer.decode(answer.tokens),
                 truncated=answer.truncated,
                 policy_step=self.step,
+                thinking=thinking_tokens(answer.tokens, self.tokenizer.think, self.tokenizer.end_think),
             )
             for number, answer in enumerate(answers)
         ]

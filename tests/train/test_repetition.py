@@ -36,13 +36,16 @@ def test_loops(tokens: list[int], loops: bool) -> None:
 )
 def test_token_by_token_as_by_definition(rows: list[list[int]], longest: int, repeats: int, least: int) -> None:
     config = RepetitionConfig(longest, repeats, least)
-    detector, kept = LoopDetector(len(rows), config), list(range(len(rows)))
+    detector, kept, begun = LoopDetector(config), list(range(len(rows))), dict.fromkeys(range(len(rows)), 0)
+    detector.enter(len(rows))
     for end in range(1, 13):
         found = detector.step(torch.tensor([rows[row][end - 1] for row in kept]))
-        assert found.tolist() == [ends_in_loop(rows[row][:end], config) for row in kept]
-        if end == 6 and len(kept) > 1:  # a row that is done leaves
-            kept = kept[1:]
-            detector.select(torch.arange(1, len(kept) + 1))
+        assert found.tolist() == [ends_in_loop(rows[row][begun[row] : end], config) for row in kept]
+        if end == 6 and len(kept) > 1:  # one leaves, the others change places, and it begins anew behind them
+            kept = [*kept[:0:-1], kept[0]]
+            begun[kept[-1]] = end
+            detector.select(torch.arange(len(kept) - 1, 0, -1))
+            detector.enter(1)
 
 
 def test_decoding_ends_with_the_loop() -> None:

@@ -71,9 +71,11 @@ class CheckpointStore:
     def save(self, engine: Stateful, step: int, progress: dict[str, Any]) -> None:
         """Starts to save, or does it all if not asynchronous. Collective; a save under way is finished first.
 
-        Raises SaveFailed on all ranks for what fails on one, here or from ``finish``.
+        Raises SaveFailed on all ranks for what fails on one, here or from ``finish``; ReplicasDiffer before anything
+        is written.
         """
         self.finish()
+        engine.check_replicas()
         progress = json.loads(json.dumps(progress, allow_nan=False))  # a copy, of what may be saved at all
         if self.last == (step, progress):  # asked to stop right after a save
             return

@@ -63,6 +63,10 @@ class Stateful(Protocol):
         """No communication."""
         ...
 
+    def check_replicas(self) -> None:
+        """Raises ReplicasDiffer if ranks that hold the same weights do not. Collective."""
+        ...
+
     def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
         """Reads what this rank needs of whole tensors; no communication."""
         ...

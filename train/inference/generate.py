@@ -55,7 +55,9 @@ def generate(
     tokens = torch.zeros(len(active), max_new_tokens, dtype=torch.long)
     logprobs = torch.zeros(len(active), max_new_tokens)
     counts = torch.zeros(len(active), dtype=torch.long)
-    loops = LoopDetector(len(active), repetition) if repetition.longest_period else None
+    loops = LoopDetector(repetition) if repetition.longest_period else None
+    if loops is not None:
+        loops.enter(len(active))
     for position in range(max_new_tokens):
         noise = None if draws is None else draws[active, position]
         token_B, logprob_B = _choose(model.logits(x_BE), noise, temperature)

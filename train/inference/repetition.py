@@ -24,13 +24,19 @@ def ends_in_loop(tokens: Sequence[int], config: RepetitionConfig) -> bool:
 class LoopDetector:
     """``ends_in_loop`` of many rows, told one token of each at a time: P comparisons a token, whatever the length."""
 
-    def __init__(self, rows: int, config: RepetitionConfig) -> None:
+    def __init__(self, config: RepetitionConfig) -> None:
         periods_P = torch.arange(1, config.longest_period + 1)
         self.needed_P = (periods_P * config.repeats).clamp(min=config.least_tokens) - periods_P
-        self.recent_BP = torch.full((rows, config.longest_period), -1)
+        self.recent_BP = torch.empty(0, config.longest_period, dtype=torch.long)
         """The last tokens, the newest first; -1: there was none."""
-        self.alike_BP = torch.zeros(rows, config.longest_period, dtype=torch.long)
+        self.alike_BP = torch.empty(0, config.longest_period, dtype=torch.long)
         """How many of the last tokens in a row equal the one a period before."""
+
+    def enter(self, rows: int) -> None:
+        """So many more rows, without tokens yet, behind those that are there."""
+        new_BP = torch.full((rows, self.recent_BP.shape[1]), -1)
+        self.recent_BP = torch.cat([self.recent_BP, new_BP])
+        self.alike_BP = torch.cat([self.alike_BP, torch.zeros_like(new_BP)])
 
     def step(self, token_B: Tensor) -> Tensor:
         """[B] bool: which rows end in a loop now that each has this token more. token_B: on the CPU."""
@@ -39,5 +45,5 @@ class LoopDetector:
         return (self.alike_BP >= self.needed_P).any(1)
 
     def select(self, rows: Tensor) -> None:
-        """Forgets all rows but these."""
+        """Keeps these, in this order."""
         self.recent_BP, self.alike_BP = self.recent_BP[rows], self.alike_BP[rows]
