@@ -6,6 +6,7 @@ the section the comment names.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -498,13 +499,32 @@ class EvalConfig:
 @dataclass
 class TaskConfig:
     name: str = "addition"
-    """addition, or reasoning_gym:<family> with the reasoning-gym package installed."""
+    """addition, countdown, or reasoning_gym:<family> with the reasoning-gym package installed; docs/tasks.md."""
     digits: int = 2
     """addition: digits of a summand."""
+    min_digits: int | None = None
+    """addition: problems of this many digits to ``digits``, evenly mixed. None: all have ``digits``."""
+    numbers: int = 3
+    """countdown: numbers of a problem."""
+    min_numbers: int | None = None
+    """countdown: problems of this many numbers to ``numbers``, evenly mixed. None: all have ``numbers``."""
+    largest: int = 9
+    """countdown: numbers lie in 1 to this."""
+    largest_target: int = 99
+    """countdown: targets lie in 1 to this."""
+    operations: str = "+-*"
+    """countdown: what problems are made of; an answer may use + - * whatever this says."""
+    tries: int = 3
+    """countdown: a worked answer that searches shows 0 to this many wrong tries before the right one."""
     full_share: float = 0.4
-    """addition: share of worked answers that spell out every column."""
+    """Share of worked answers that spell out every column (addition) or search (countdown)."""
     compact_share: float = 0.3
-    """addition: share of those that write down the columns' sums only; the rest show no work."""
+    """Share of those that write down the columns' sums only (addition) or compute the answer without a search
+    (countdown); the rest show no work."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """reasoning_gym: settings of the family, e.g. {max_terms: 3, max_digits: 2}."""
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    """reasoning_gym: levels of difficulty, evenly mixed, each the options in which it differs; none: one level."""
     seed: int = 0
 
 

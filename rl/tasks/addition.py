@@ -13,16 +13,17 @@ class AdditionDataset:
 
     Args:
         digits: digits of each summand, at least 1.
-        seed: items are functions of (digits, seed, index).
+        seed: items are functions of (digits, least, seed, index).
         size: number of items; problems repeat when it exceeds their number.
+        least: if given, an item's digits are drawn evenly from least..digits.
     """
 
-    def __init__(self, digits: int, seed: int, size: int) -> None:
-        if digits < 1:
-            raise ValueError(f"digits must be at least 1, is {digits}")
+    def __init__(self, digits: int, seed: int, size: int, least: int | None = None) -> None:
+        if not 1 <= (digits if least is None else least) <= digits:
+            raise ValueError(f"digits must be at least 1, is {digits if least is None else f'{least} to {digits}'}")
         if size < 1:
             raise ValueError(f"size must be at least 1, is {size}")
-        self.digits = digits
+        self.digits, self.least = digits, digits if least is None else least
         self.seed = seed
         self.size = size
 
@@ -34,9 +35,11 @@ class AdditionDataset:
             raise IndexError(f"item {index} of {self.size}")
         # Seeding with a string hashes it whole, the same on every Python: near seeds give unrelated items.
         draw = random.Random(f"addition {self.digits} {self.seed} {index}")
-        low = 10 ** (self.digits - 1) if self.digits > 1 else 0
-        a, b = (draw.randrange(low, 10**self.digits) for _ in range(2))
-        return {"question": f"{a}+{b}=?", "answer": str(a + b), "metadata": {}}
+        # Nothing is drawn where there is no choice: sums of one length stay what they were before there were several.
+        digits = self.digits if self.least == self.digits else draw.randint(self.least, self.digits)
+        low = 10 ** (digits - 1) if digits > 1 else 0
+        a, b = (draw.randrange(low, 10**digits) for _ in range(2))
+        return {"question": f"{a}+{b}=?", "answer": str(a + b), "metadata": {}, "difficulty": digits}
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
         """1.0 if the answer is the sum in plain ASCII digits, leading zeros allowed; else 0.0.

@@ -1,13 +1,11 @@
 """A task over any dataset of question, answer and score: the interface of reasoning-gym."""
 
-import zlib
 from typing import Any, Protocol
 
 from farside.data.chat import END, END_THINK, THINK
+from farside.rl.tasks.split import is_held_out
 from farside.rl.types import Mark, Prompt, Verdict
 
-HELD_OUT_SHARE = 10
-"""One question text in this many is held out."""
 STRIDE = 61
 """Prompt ``index`` starts its search at item ``index * STRIDE``. A window of 61 items lacks a held-out
 question once in 620 times (0.9 ** 61); a prime, so that starts wrap over a finite dataset without a short
@@ -21,17 +19,13 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``{"question": str, "answer": str, "metadata": dict}``"""
+        """``{"question": str, "answer": str, "metadata": dict}``, and ``"difficulty"`` (a number or a name) where the
+        dataset has levels."""
         ...
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
         """1.0 for a right answer, less for anything else."""
         ...
-
-
-def is_held_out(question: str) -> bool:
-    """Whether a question belongs to the held-out split: a function of its text alone."""
-    return zlib.crc32(question.encode("utf-8", "surrogatepass")) % HELD_OUT_SHARE == 0
 
 
 def extract_answer(text: str) -> tuple[str, str]:
@@ -68,7 +62,7 @@ class DatasetTask:
         """The first item of ``split`` at or after item ``index * STRIDE``, modulo the dataset's length.
 
         About 10 items are generated for a held-out prompt, 1.1 for a training prompt. ``metadata["item"]`` is
-        the item's index.
+        the item's index, ``metadata["difficulty"]`` its level where there are levels.
 
         Raises:
             ValueError: unknown split, negative index, or no item of the split within ``MAX_PROBES`` items.
@@ -83,7 +77,8 @@ class DatasetTask:
             entry = self.dataset[item]
             question = str(entry["question"])
             if is_held_out(question) == (split == "held_out"):
-                return Prompt(index, question, str(entry["answer"]), {"item": item})
+                level = {"difficulty": entry["difficulty"]} if "difficulty" in entry else {}
+                return Prompt(index, question, str(entry["answer"]), {"item": item} | level)
         raise ValueError(f"task {self.name}: no {split} problem among {min(size, MAX_PROBES)} items")
 
     def trace(self, prompt: Prompt, seed: int) -> str:

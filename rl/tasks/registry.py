@@ -2,17 +2,23 @@
 
 import difflib
 import importlib
+from typing import Any
 
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask
-from farside.rl.tasks.dataset import DatasetTask
+from farside.rl.tasks.countdown import OPERATIONS, CountdownDataset, CountdownTask
+from farside.rl.tasks.dataset import Dataset, DatasetTask
+from farside.rl.tasks.levels import LeveledDataset
 
-KNOWN = ("addition", "reasoning_gym:<family>")
+KNOWN = ("addition", "countdown", "reasoning_gym:<family>")
 
-ADDITION_ITEMS = 1_000_000_000
+DRAWN_ITEMS = 1_000_000_000
+"""Items of a task whose items cost nothing until they are asked for."""
 MAX_DIGITS = 1000
 """Python refuses to print numbers past 4,300 digits, and nobody asks for such sums."""
+MAX_NUMBERS, MAX_VALUE, MAX_TRIES = 12, 10**6, 1000
+"""Beyond these a countdown problem is no longer one for a model's context."""
 
 GYM_ITEMS = 20_000
 """Size to ask of reasoning-gym: some families refuse more (word_ladder) or make every item at once (acre)."""
@@ -22,32 +28,83 @@ def make_task(config: TaskConfig) -> DatasetTask:
     """The task that ``config`` names.
 
     Raises:
-        UserError: unknown name or family, missing package, or digits out of range.
+        UserError: unknown name or family, missing package, or settings out of range.
     """
     if config.name == "addition":
-        if not 1 <= config.digits <= MAX_DIGITS:
-            raise UserError(f"task.digits={config.digits}: choose 1 to {MAX_DIGITS}")
-        shares = (config.full_share, config.compact_share)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise UserError(
-                f"task.full_share={shares[0]}, task.compact_share={shares[1]}: choose shares of at most 1 in all"
-            )
-        return AdditionTask(AdditionDataset(config.digits, config.seed, ADDITION_ITEMS), *shares)
+        return _addition(config)
+    if config.name == "countdown":
+        return _countdown(config)
     package, colon, family = config.name.partition(":")
     if package == "reasoning_gym" and colon:
-        return _reasoning_gym(config.name, family, config.seed)
+        return _reasoning_gym(config, family)
     raise UserError(f"task.name={config.name}: unknown task; known: {', '.join(KNOWN)}")
 
 
-def _reasoning_gym(name: str, family: str, seed: int) -> DatasetTask:
+def _addition(config: TaskConfig) -> DatasetTask:
+    least = _least("digits", config.digits, config.min_digits, 1, MAX_DIGITS)
+    dataset = AdditionDataset(config.digits, config.seed, DRAWN_ITEMS, least)
+    return AdditionTask(dataset, *_shares(config))
+
+
+def _countdown(config: TaskConfig) -> DatasetTask:
+    least = _least("numbers", config.numbers, config.min_numbers, 2, MAX_NUMBERS)
+    for key, value in (("largest", config.largest), ("largest_target", config.largest_target)):
+        if not 1 <= value <= MAX_VALUE:
+            raise UserError(f"task.{key}={value}: choose 1 to {MAX_VALUE}")
+    if not config.operations or set(config.operations) - set(OPERATIONS):
+        raise UserError(f"task.operations={config.operations!r}: choose from {OPERATIONS!r}")
+    if not 0 <= config.tries <= MAX_TRIES:
+        raise UserError(f"task.tries={config.tries}: choose 0 to {MAX_TRIES}")
+    sizes = (least, config.numbers, config.largest, config.largest_target)
+    dataset = CountdownDataset(*sizes, config.operations, config.seed, DRAWN_ITEMS)
+    task = CountdownTask(dataset, *_shares(config), config.tries, config.operations)
+    try:
+        task.prompt("held_out", 0)
+    except ValueError as error:
+        raise UserError(
+            f"task.largest_target={config.largest_target}: {error}; raise it or lower task.numbers"
+        ) from error
+    return task
+
+
+def _least(key: str, most: int, least: int | None, low: int, high: int) -> int:
+    """The smallest difficulty: ``least``, or ``most`` if that is not given."""
+    if not low <= most <= high:
+        raise UserError(f"task.{key}={most}: choose {low} to {high}")
+    if least is not None and not low <= least <= most:
+        raise UserError(f"task.min_{key}={least}: choose {low} to task.{key}={most}")
+    return most if least is None else least
+
+
+def _shares(config: TaskConfig) -> tuple[float, float]:
+    shares = (config.full_share, config.compact_share)
+    if min(shares) < 0 or sum(shares) > 1:
+        raise UserError(
+            f"task.full_share={shares[0]}, task.compact_share={shares[1]}: choose shares of at most 1 in all"
+        )
+    return shares
+
+
+def _reasoning_gym(config: TaskConfig, family: str) -> DatasetTask:
     try:
         gym = importlib.import_module("reasoning_gym")
         families = importlib.import_module("reasoning_gym.factory").DATASETS
     except ImportError as error:
         raise UserError(
-            f"task.name={name} needs the reasoning-gym package ({error}): pip install reasoning-gym==0.1.25"
+            f"task.name={config.name} needs the reasoning-gym package ({error}): pip install reasoning-gym==0.1.25"
         ) from error
     if family not in families:
         near = difflib.get_close_matches(family, families, n=5) or sorted(families)
-        raise UserError(f"task.name={name}: reasoning-gym has no family {family!r}; try {', '.join(near)}")
-    return DatasetTask(name, gym.create_dataset(family, seed=seed, size=GYM_ITEMS))
+        raise UserError(f"task.name={config.name}: reasoning-gym has no family {family!r}; try {', '.join(near)}")
+
+    def make(key: str, options: dict[str, Any]) -> Dataset:
+        try:
+            return gym.create_dataset(family, **{"seed": config.seed, "size": GYM_ITEMS, **options})
+        except (TypeError, ValueError, AssertionError) as error:  # it checks its settings with assert
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"task.{key}={options}: reasoning-gym's {family} refuses it: {reason}") from error
+
+    if not config.levels:
+        return DatasetTask(config.name, make("options", config.options))
+    levels = [make(f"levels.{place}", config.options | level) for place, level in enumerate(config.levels)]
+    return DatasetTask(config.name, LeveledDataset(levels))

@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask, columns
-from farside.rl.tasks.dataset import DatasetTask, extract_answer, is_held_out
+from farside.rl.tasks.dataset import DatasetTask, extract_answer
 from farside.rl.tasks.registry import make_task
+from farside.rl.tasks.split import is_held_out, normalised
 from farside.rl.types import Mark, Prompt, Verdict
 
 NATURAL = st.integers(0, 10**12)
@@ -53,7 +55,7 @@ def test_prompt_is_a_pure_function_of_settings_split_and_index() -> None:
     assert [first.prompt("train", i) for i in range(50)] == backwards
     assert first.prompt("train", 7) != addition(seed=1).prompt("train", 7)
     # A fixed point of the generator: prompts are named by index for ever, across machines and versions.
-    assert first.prompt("train", 0) == Prompt(0, "36+22=?", "58", {"item": 0})
+    assert first.prompt("train", 0) == Prompt(0, "36+22=?", "58", {"item": 0, "difficulty": 2})
 
 
 def test_prompt_rejects_unknown_split_and_negative_index() -> None:
@@ -71,6 +73,38 @@ def test_a_dataset_without_held_out_items_says_so() -> None:
         pytest.fail("choose another seed: these three items cover both splits")
     with pytest.raises(ValueError, match=f"no {missing} problem among 3"):
         task.prompt(missing, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 2 + 3?", "what is  2+3 ?\n"),
+        ("Add 1,000 and 007.", "Add 1000 and 7."),
+        ("Half of 2.50", "Half of 2.5"),
+        ("Add １２ and 3", "Add 12 and 3"),
+        (r"Find $x^2 = 1{,}000$.", r"Find \(x^2=1000\)."),
+        (r"$\dfrac{1}{2}\, x$", r"$\frac{1}{2}x$"),
+        ("5 − 3", "5-3"),
+    ],
+)
+def test_near_duplicates_are_on_one_side(one: str, other: str) -> None:
+    assert normalised(one) == normalised(other)
+    assert is_held_out(one) == is_held_out(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("37+48=?", "37+84=?"), ("1.5", "15"), ("10", "1"), ("3,5,7=26?", "35,7=26?"), ("x<3", "x>3"), ("2.05", "2.5")],
+)
+def test_different_problems_are_told_apart(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("abcXYZ019+-=.?", min_size=1, max_size=8), min_size=1, max_size=6))
+def test_case_and_spacing_never_change_the_side(words: list[str]) -> None:
+    sides = {is_held_out(text) for text in ("".join(words), " ".join(words), "\n\t".join(words).swapcase())}
+    assert len(sides) == 1
 
 
 @pytest.mark.parametrize("digits", [1, 2, 5])
@@ -95,6 +129,17 @@ def test_traces_are_right_and_verified(a: int, b: int, seed: int) -> None:
     if sums:  # the last digits of the column sums, read from the right, are the answer
         digits = [total for _, _, total in sums]
         assert int(digits[-1] + "".join(total[-1] for total in reversed(digits[:-1]))) == a + b
+
+
+def test_mixed_digits_are_even_and_named_and_leave_single_ones_alone() -> None:
+    task = make_task(TaskConfig(digits=4, min_digits=2))
+    prompts = [task.prompt("train", i) for i in range(1500)]
+    for prompt in prompts:
+        assert {len(number) for number in prompt.question[:-2].split("+")} == {prompt.metadata["difficulty"]}
+    counts = Counter(prompt.metadata["difficulty"] for prompt in prompts)
+    assert sorted(counts) == [2, 3, 4]
+    assert min(counts.values()) > 400
+    assert make_task(TaskConfig(min_digits=2)).prompt("train", 0) == addition().prompt("train", 0)
 
 
 def test_columns_spell_out_the_carry() -> None:
@@ -172,16 +217,17 @@ def test_zero_is_an_answer() -> None:
 class Parrot:
     """A stand-in family with reasoning-gym's interface; metadata that JSON would change."""
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, prefix: str = "w") -> None:
         if size > 20_000:
             raise ValueError("size must be at most 20000")
-        self.seed, self.size = seed, size
+        assert prefix, "prefix must not be empty"
+        self.seed, self.size, self.prefix = seed, size, prefix
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        word = f"w{self.seed + index}"
+        word = f"{self.prefix}{self.seed + index}"
         return {"question": f"Say {word}.", "answer": word, "metadata": {"pair": (index, word)}}
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
@@ -223,6 +269,34 @@ def test_an_item_that_changed_is_an_error_not_a_wrong_answer() -> None:
 
 
 @pytest.mark.usefixtures("gym")
+def test_options_and_levels_of_a_family() -> None:
+    task = make_task(TaskConfig(name="reasoning_gym:parrot", options={"prefix": "p"}))
+    assert task.prompt("train", 0).answer.startswith("p")
+    assert "difficulty" not in task.prompt("train", 0).metadata
+    levels = [{"prefix": "a"}, {"prefix": "b"}, {}]
+    task = make_task(TaskConfig(name="reasoning_gym:parrot", options={"prefix": "p"}, levels=levels))
+    prompts = [task.prompt(split, i) for split in ("train", "held_out") for i in range(300)]
+    for prompt in prompts:
+        assert prompt.answer[0] == "abp"[prompt.metadata["difficulty"] - 1]
+        assert task.verify(prompt, task.trace(prompt, 0)).mark is Mark.correct
+        assert task.verify(prompt, "other<|end|>").mark is Mark.wrong
+    counts = Counter(prompt.metadata["difficulty"] for prompt in prompts)
+    assert min(counts[level] for level in (1, 2, 3)) > 150
+
+
+@pytest.mark.usefixtures("gym")
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [({"colour": 1}, "task.options=.*colour"), ({"prefix": ""}, "prefix must not be empty"), ({"size": 10**6}, "size")],
+)
+def test_options_that_a_family_refuses(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        make_task(TaskConfig(name="reasoning_gym:parrot", options=options))
+    with pytest.raises(UserError, match=r"task\.levels\.1=.*refuses"):
+        make_task(TaskConfig(name="reasoning_gym:parrot", levels=[{}, options]))
+
+
+@pytest.mark.usefixtures("gym")
 def test_unknown_family_names_near_ones() -> None:
     with pytest.raises(UserError, match=r"no family 'chain_sums'; try chain_sum$"):
         make_task(TaskConfig(name="reasoning_gym:chain_sums"))
@@ -246,11 +320,13 @@ def test_real_reasoning_gym_or_one_line_that_says_how_to_get_it() -> None:
 @pytest.mark.parametrize(
     ("config", "hint"),
     [
-        (TaskConfig(name="subtraction"), "known: addition, reasoning_gym:<family>"),
+        (TaskConfig(name="subtraction"), "known: addition, countdown, reasoning_gym:<family>"),
         (TaskConfig(name="reasoning_gym"), "known: addition"),
         (TaskConfig(digits=0), "choose 1 to 1000"),
         (TaskConfig(digits=10**6), "choose 1 to 1000"),
         (TaskConfig(full_share=0.8, compact_share=0.3), "choose shares of at most 1 in all"),
+        (TaskConfig(digits=2, min_digits=3), r"task.min_digits=3: choose 1 to task.digits=2"),
+        (TaskConfig(digits=2, min_digits=0), "task.min_digits=0: choose 1"),
     ],
 )
 def test_wrong_settings_name_the_fix_in_one_line(config: TaskConfig, hint: str) -> None:
