@@ -11,7 +11,7 @@ from farside.parallel import comm
 from farside.rl.collect import Collected, Collector
 from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out
-from farside.rl.record import describe_sample, describe_step
+from farside.rl.record import describe_sample, describe_step, samples_digest
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.rollout.base import Rollout
 from farside.rl.types import Task
@@ -89,6 +89,7 @@ class RlLoop:
             "step": progress["step"],
             **learnt,
             **describe_step(self.runtime, collected.sampled),
+            "samples_digest": samples_digest(self.runtime, list(zip(collected.completions, collected.scores))),
             "problems": progress["problems"],
             "lr": lr,
             "seconds": time.perf_counter() - started,
@@ -122,10 +123,10 @@ class RlLoop:
         if step % self.config.eval_every == 0 or last:
             record["held_out_accuracy"] = progress["held_out_accuracy"] = self.evaluate(step)
         if self.metrics and self.samples:
-            self.metrics.write(record)
-            self.printer.step(record)
             for item, score in collected.sampled[: self.config.log_samples]:
                 self.samples.write(describe_sample(step, item, score))
+            self.metrics.write(record)  # after its samples: whoever follows the files finds both
+            self.printer.step(record)
         if last or step % self.runtime.config.checkpoint.every == 0:
             self._save(progress)
 

@@ -1,5 +1,7 @@
 """What a step of RL leaves in metrics.jsonl and samples.jsonl."""
 
+import json
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,21 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "truncated_share": sums["truncated"] / sums["samples"],
         "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
     }
+
+
+def samples_digest(runtime: Runtime, learnt: Sampled) -> int:
+    """What an iteration learnt from, in one number: the sum of a 32-bit hash of each sample's number in the iteration,
+    problem, tokens, policy and verdict. Collective.
+
+    Equal samples show equal numbers on every mesh; a lost, repeated or swapped one shows. Log-probabilities and rewards
+    are left out, since a mesh may round them otherwise. learnt: of this rank, equally many on every rank.
+    """
+    first = runtime.mesh.dp_rank * len(learnt)
+    total = 0
+    for number, (item, score) in enumerate(learnt, first):
+        told = [number, item.prompt.index, item.policy_step, score.verdict.mark.value, *item.tokens]
+        total += zlib.crc32(json.dumps(told).encode())
+    return int(comm.sum_floats([float(total)], runtime.mesh.dp, runtime.device)[0])
 
 
 def describe_sample(step: int, item: Completion, score: Score) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Study:
         wanted, longest = prompts or self.config.rl.eval_prompts, self.config.rl.max_new_tokens
         return answer_held_out(self.runtime, self.rollout, self.task, self.verifier, wanted, longest, 0)[0]
 
-    def warm_start(self, enough: float, every: int = 25, prompts: int = 200) -> Iterator[dict[str, Any]]:
+    def warm_start(self, enough: float, every: int = 20, prompts: int = 200) -> Iterator[dict[str, Any]]:
         """Supervised steps on worked answers until held-out accuracy, looked at every so many steps, is ``enough`` or
         sft.steps are done; yields what it saw."""
         config, started = self.config.sft, time.process_time()
