@@ -487,11 +487,34 @@ class NiahConfig:
 
 
 @dataclass
+class MathConfig:
+    """farside eval math: held-out problems of sft.task, answered by a checkpoint. Answers are as long as
+    rl.max_new_tokens allows, rl.micro_batch_size of them at once."""
+
+    name: str = "math"
+    """Name of the result: eval/<name>/math.json."""
+    prompts: int = 256
+    """Problems."""
+    samples: int = 16
+    """Sampled answers a problem, beside the greedy one; 0: none."""
+    temperature: float = 1.0
+    k: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    """pass@k and maj@k; those above ``samples`` are left out."""
+    budgets: list[int] = field(default_factory=lambda: [0, 4, 8, 16, 32, 64])
+    """Thinking tokens after which the greedy thought is cut and closed, so that the model must answer: accuracy under
+    each."""
+    answer_tokens: int = 32
+    """Tokens of such an answer at most."""
+    seed: int = 1234
+
+
+@dataclass
 class EvalConfig:
     every: int = 0
     """Steps between needle grids while training (coarse: training_points lengths and depths, one needle); 0: none."""
     training_points: int = 4
     niah: NiahConfig = field(default_factory=NiahConfig)
+    math: MathConfig = field(default_factory=MathConfig)
     rope_theta: float | None = None
     """farside eval: RoPE base; None: the checkpoint's."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)

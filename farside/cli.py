@@ -11,6 +11,7 @@ COMMANDS = {
     "reward": "reward model on the policy's own right and wrong samples",
     "rl": "reinforcement learning (GRPO) with verifier and reward model",
     "eval niah": "needle-in-a-haystack grid of a checkpoint",
+    "eval math": "problems solved by a checkpoint: pass@k, maj@k, by difficulty, length and thinking",
     "verify": "whether this layout computes what one process computes; --types: no ranks, by types alone",
     "data prepare": "text to token files",
     "chat": "questions to a checkpoint:  farside chat RUN_DIR_OR_CHECKPOINT",

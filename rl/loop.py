@@ -13,7 +13,7 @@ from farside.rl.curriculum import Pool
 from farside.rl.guessing import guessable
 from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out
-from farside.rl.record import describe_sample, describe_step
+from farside.rl.record import describe_sample, describe_step, samples_digest
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.overoptimisation import Overoptimisation, OverOptimised
 from farside.rl.rollout.base import Rollout
@@ -109,6 +109,7 @@ class RlLoop:
             **learnt,
             **described,
             **chosen,
+            "samples_digest": samples_digest(self.runtime, list(zip(collected.completions, collected.scores))),
             "problems": progress["problems"],
             "lr": lr,
             "seconds": time.perf_counter() - started,
@@ -148,12 +149,12 @@ class RlLoop:
         if step % self.config.eval_every == 0 or last:
             record["held_out_accuracy"] = progress["held_out_accuracy"] = self.evaluate(step)
         if self.metrics and self.samples:
-            self.metrics.write(record)
+            for item, score in collected.sampled[: self.config.log_samples]:
+                self.samples.write(describe_sample(step, item, score))
+            self.metrics.write(record)  # after its samples: whoever follows the files finds both
             self.printer.step(record)
             if self.overoptimisation.news:
                 self.printer.say(f"rl: {self.overoptimisation.news}")
-            for item, score in collected.sampled[: self.config.log_samples]:
-                self.samples.write(describe_sample(step, item, score))
         if last or step % self.runtime.config.checkpoint.every == 0:
             self._save(progress)
 

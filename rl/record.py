@@ -1,10 +1,13 @@
 """What a step of RL leaves in metrics.jsonl and samples.jsonl."""
 
+import json
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 from farside.parallel import comm
 from farside.rl.types import Completion, Mark, Score
+from farside.train.inference.repetition import ends_in_loop
 from farside.train.runtime import Runtime
 
 Sampled = Sequence[tuple[Completion, Score]]
@@ -23,6 +26,7 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "tokens": float(sum(len(item.tokens) for item, _ in sampled)),
         "thinking": float(sum(item.thinking for item, _ in sampled)),
         "truncated": float(sum(item.truncated for item, _ in sampled)),
+        "loops": float(sum(ends_in_loop(item.tokens, runtime.config.rl.repetition) for item, _ in sampled)),
     }
     sums = dict(zip(values, comm.sum_floats(list(values.values()), runtime.mesh.dp, runtime.device)))
     return {
@@ -31,8 +35,24 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "thinking": sums["thinking"] / sums["samples"],
         "tokens": sums["tokens"],
         "truncated_share": sums["truncated"] / sums["samples"],
+        "loop_share": sums["loops"] / sums["samples"],
         "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
     }
+
+
+def samples_digest(runtime: Runtime, learnt: Sampled) -> int:
+    """What an iteration learnt from, in one number: the sum of a 32-bit hash of each sample's number in the iteration,
+    problem, tokens, policy and verdict. Collective.
+
+    Equal samples show equal numbers on every mesh; a lost, repeated or swapped one shows. Log-probabilities and rewards
+    are left out, since a mesh may round them otherwise. learnt: of this rank, equally many on every rank.
+    """
+    first = runtime.mesh.dp_rank * len(learnt)
+    total = 0
+    for number, (item, score) in enumerate(learnt, first):
+        told = [number, item.prompt.index, item.policy_step, score.verdict.mark.value, *item.tokens]
+        total += zlib.crc32(json.dumps(told).encode())
+    return int(comm.sum_floats([float(total)], runtime.mesh.dp, runtime.device)[0])
 
 
 def describe_sample(step: int, item: Completion, score: Score) -> dict[str, Any]:

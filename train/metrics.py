@@ -1,4 +1,5 @@
-"""metrics.jsonl is the truth; W&B is its mirror. Light: launcher and workers share what a run directory needs.
+"""metrics.jsonl is the truth; W&B is its mirror, with samples as tables. Light: launcher and workers share what a run
+directory needs.
 
 The mirror is a process of its own that follows the file, so that a slow, absent or broken W&B can neither
 block nor end a run: ``python -m farside.train.metrics RUN_DIR PROJECT NAME MODE``.
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +25,8 @@ from farside.configs.errors import UserError
 
 FINISHED = "wandb_stop"
 """File that tells the mirror to drain and end."""
+TABLES = ("samples", "held_out")
+"""Files of text beside metrics.jsonl, <name>.jsonl, that W&B shows as tables."""
 LOCK = "lock"
 """Held by the job that uses the run directory; names it."""
 
@@ -205,6 +209,47 @@ def stop_mirror(mirror: subprocess.Popen[bytes] | None, run_dir: Path, seconds: 
     return f"W&B failed; the run is whole in metrics.jsonl (see logs/wandb.log, exit code {code})" if code else None
 
 
+class Follower:
+    """Reads a growing file of JSON lines; one that was cut, by a resume, is read from its beginning again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.position = path, 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Complete lines that were not read yet."""
+        if not self.path.is_file():
+            return
+        with self.path.open() as stream:
+            if self.position > os.fstat(stream.fileno()).st_size:
+                self.position = 0
+            stream.seek(self.position)
+            while (line := stream.readline()).endswith("\n"):
+                self.position = stream.tell()
+                yield json.loads(line)
+
+
+class Table:
+    """Samples of a run, for the step that they belong to. A step's are on disk before its line of metrics is."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower, self.shown = follower, -1
+        self.waiting: list[dict[str, Any]] = []
+
+    def take(self, step: int) -> list[dict[str, Any]]:
+        """What came since the last call, up to ``step``; a step that a resume repeats is not shown again."""
+        self.waiting += self.follower.new()
+        rows = [row for row in self.waiting if self.shown < row["step"] <= step]
+        self.waiting = [row for row in self.waiting if row["step"] > step]
+        self.shown = max(self.shown, step)
+        return rows
+
+
+def columns_of(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Every key in the order of its first appearance, and the rows' values; None where a row lacks one."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return columns, [[row.get(column) for column in columns] for row in rows]
+
+
 def _mirror(run_dir: Path, project: str, name: str, mode: str) -> None:
     import wandb
 
@@ -220,22 +265,16 @@ def _mirror(run_dir: Path, project: str, name: str, mode: str) -> None:
         dir=str(run_dir),
         config=json.loads((run_dir / "config.json").read_text()),
     )
-    position, logged = 0, -1
+    metrics, logged = Follower(run_dir / "metrics.jsonl"), -1
+    tables = {name: Table(Follower(run_dir / f"{name}.jsonl")) for name in TABLES}
     while True:
         ending = (run_dir / FINISHED).exists()
-        if (run_dir / "metrics.jsonl").is_file():
-            with (run_dir / "metrics.jsonl").open() as stream:
-                if (
-                    position > os.fstat(stream.fileno()).st_size
-                ):  # truncated by a resume: start again, skip what is known
-                    position = 0
-                stream.seek(position)
-                while (line := stream.readline()).endswith("\n"):
-                    position = stream.tell()
-                    record = json.loads(line)
-                    if record["step"] > logged:
-                        logged = record["step"]
-                        run.log(record, step=logged)
+        for record in metrics.new():
+            if record["step"] > logged:
+                logged = record["step"]
+                rows = {name: found for name, table in tables.items() if (found := table.take(logged))}
+                shown = {name: wandb.Table(*columns_of(found), allow_mixed_types=True) for name, found in rows.items()}
+                run.log({**record, **shown}, step=logged)
         if ending:
             break
         time.sleep(1.0)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,15 @@ class Runtime:
     stop: "StopRequest"
     pulse: Pulse
 
+    @classmethod
+    def alone(cls, config: Config, directory: Path) -> "Runtime":
+        """This process by itself, without a launcher, on the CPU: for studies and tests. Signals stay as they are."""
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        mesh = ParallelDims.resolve(config.parallel, 1).build("cpu")
+        pulse = Pulse(directory / "logs", 0, config.train.timeout_seconds, config.train.slow_timeout_seconds)
+        stop = StopRequest([directory / STOP_FILE], signals=[])
+        return cls(config, mesh, torch.device("cpu"), directory, None, stop, pulse)
+
     @property
     def main(self) -> bool:
         """Whether this is the rank that writes and prints."""
@@ -61,9 +70,10 @@ class StopRequest:
     A second signal changes nothing here: batch systems send one to every process, and torchrun passes its own on.
     """
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], signals: Sequence[signal.Signals] | None = None) -> None:
+        """signals: to listen to; None: those of ``stop_signals``."""
         self.files, self.signalled = list(files), False
-        for number in stop_signals():
+        for number in stop_signals() if signals is None else signals:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:

@@ -22,6 +22,7 @@ WORKERS = {
     "reward": "farside.rl.reward.train_reward",
     "rl": "farside.rl.train",
     "eval niah": "farside.train.eval.niah",
+    "eval math": "farside.rl.eval",
     "verify": "farside.train.verify",
 }
 STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
@@ -30,6 +31,7 @@ STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
     "reward": (check_layout,),
     "rl": (check_layout, replay_stage),
     "eval niah": (check_layout,),
+    "eval math": (check_layout,),
     "verify": (pretrain_stages,),
     "run": (pretrain_stages, sft_stages, replay_stage),
 }

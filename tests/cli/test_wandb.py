@@ -1,8 +1,11 @@
 """W&B mirrors metrics.jsonl and can do no harm."""
 
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 
 from farside.configs import compose
 from farside.launch import local
-from tests.faults.driver import TOKEN, Job, farside, last_step, sequence, status
+from farside.train.metrics import FINISHED
+from tests.faults.driver import TOKEN, Job, environment, farside, last_step, sequence, status
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -41,7 +45,7 @@ def mirrored(run: Path) -> list[dict[str, Any]]:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
-            items = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+            items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             lines.append({key: value for key, value in items.items() if not key.startswith("_")})
     return lines
 
@@ -111,3 +115,27 @@ def test_a_silent_server_is_waited_for_once_a_job(tmp_path: Path, monkeypatch: p
         for phase in ("pretrain", "sft", "rl"):
             launcher.run_workers("tests.cli.idle_worker", config, launcher.directory / phase)
     assert waited == [20.0, 2.0, 2.0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_samples_of_rl_become_tables(tmp_path: Path) -> None:
+    """The mirror alone, over what RL leaves: held-out answers before the first step come with the first line."""
+    sample = {"step": 1, "question": "3+4=?", "text": "<think></think>7", "reward": 1.0, "reward_model": None}
+    wrong = {**sample, "text": "8", "reward": None, "detail": "timeout", "step": 2}
+    files = {
+        "metrics": [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.25}],
+        "samples": [sample, {**sample, "reward": 0.0}, wrong],
+        "held_out": [{"step": 0, "question": "1+1=?", "text": "2"}],
+    }
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / FINISHED).touch()
+    command = [sys.executable, "-m", "farside.train.metrics", str(tmp_path), "p", "n", "offline", str(os.getpid())]
+    subprocess.run(command, env=environment(), check=True, timeout=80, capture_output=True)
+    first, second = mirrored(tmp_path)
+    assert (first["reward"], second["reward"]) == (0.5, 0.25)
+    shapes = [{key: row[key] for key in row if key.endswith((".nrows", ".ncols"))} for row in (first, second)]
+    assert shapes[0] == {"held_out.nrows": 1, "held_out.ncols": 3, "samples.nrows": 2, "samples.ncols": 5}
+    assert shapes[1] == {"samples.nrows": 1, "samples.ncols": 6}

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farside.train.metrics import MetricsWriter, read_metrics, write_json
+from farside.train.metrics import Follower, MetricsWriter, Table, columns_of, read_metrics, write_json
 
 
 def write(folder: Path, steps: range, resumed_at: int) -> None:
@@ -77,3 +77,35 @@ def test_json_is_replaced_at_once(tmp_path: Path) -> None:
         assert json.load(reader) == {"a": 1}
     assert json.loads(path.read_text()) == {"a": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_tables_follow_the_steps_that_were_logged(tmp_path: Path) -> None:
+    """Samples wait for their step's line of metrics, and are shown once though a resume writes them again."""
+    table = Table(Follower(tmp_path / "samples.jsonl"))
+    assert table.take(0) == []
+    writer = MetricsWriter(tmp_path, 0, "samples.jsonl")
+    for step in (1, 1, 2, 3):
+        writer.write({"step": step, "text": f"{step}"})
+    assert [row["step"] for row in table.take(1)] == [1, 1]
+    assert [row["step"] for row in table.take(3)] == [2, 3]
+    writer.close()
+    writer = MetricsWriter(tmp_path, 2, "samples.jsonl")
+    assert table.take(3) == []
+    for step in (3, 4):
+        writer.write({"step": step, "text": f"{step}"})
+    assert [row["step"] for row in table.take(4)] == [4]
+    writer.close()
+
+
+def test_a_torn_line_is_left_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    follower = Follower(path)
+    path.write_text('{"step": 1}\n{"st')
+    assert list(follower.new()) == [{"step": 1}]
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert list(follower.new()) == [{"step": 2}]
+
+
+def test_columns_of_rows_that_differ() -> None:
+    rows = [{"step": 0, "text": "a"}, {"step": 1, "reward": None, "text": "b"}]
+    assert columns_of(rows) == (["step", "text", "reward"], [[0, "a", None], [1, "b", None]])

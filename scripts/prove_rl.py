@@ -1,0 +1,229 @@
+"""Do the algorithms learn? Small policies on one CPU thread, several seeds, with a control; docs/rl_proofs.md.
+
+python scripts/prove_rl.py run [--seconds 240] [--only NAME ...]  # what is not done yet; again to go on
+python scripts/prove_rl.py write                                  # table and pictures from what is done
+
+A run is (study, seed); it begins at a warm start that all studies of a task and seed share. Results are lines of
+runs/proofs/results.jsonl. Budgets are CPU seconds of sampling, scoring and updating, without evaluations.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from farside.configs import compose
+from farside.data.order import rng
+from farside.rl.reward.combine import CombinedReward
+from farside.rl.study import Budget, Study, Weights
+from farside.rl.types import Completion, Score
+
+RESULTS = Path("runs/proofs")
+PAGE, PICTURE = Path("docs/rl_proofs.md"), "images/rl_proofs_{}.png"
+BEGIN, END = "<!-- written by scripts/prove_rl.py: -->", "<!-- end -->"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """words: overrides of experiment=proof. enough: accuracy at which the warm start ends."""
+
+    title: str
+    words: tuple[str, ...]
+    enough: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One study. words: overrides on top of its task's. shuffled: the control, rewards dealt out anew."""
+
+    name: str
+    task: str
+    seconds: float
+    words: tuple[str, ...]
+    seeds: Sequence[int] = SEEDS
+    shuffled: bool = False
+
+
+TASKS = {
+    "add2": Task("two-digit addition", (), 0.3),
+}
+MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
+ARMS = [
+    Arm("grpo", "add2", 45, (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")),
+    Arm("k15", "add2", 45, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")),
+    Arm("k2", "add2", 45, (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
+    Arm("shuffled", "add2", 30, (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4"), shuffled=True),
+    Arm("dr_grpo", "add2", 45, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
+    Arm("rloo", "add2", 45, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
+    Arm("reinforce_pp", "add2", 45, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
+]
+
+
+class Shuffled(CombinedReward):
+    """The control: an iteration's rewards are dealt out anew among all of its samples; verdicts stay."""
+
+    def score(self, completions: Sequence[Completion]) -> list[Score]:
+        scores = super().score(completions)
+        order = rng("shuffled", completions[0].policy_step).permutation(len(scores))
+        return [replace(score, reward=scores[other].reward) for score, other in zip(scores, order)]
+
+
+def shuffled(reward: CombinedReward) -> CombinedReward:
+    return Shuffled(reward.verifier, reward.model, reward.weight, reward.verifier_weight)
+
+
+def warm_start(task: str, seed: int) -> tuple[Weights, dict[str, Any]]:
+    """The policy that every arm of the task and seed begins with, made once."""
+    path = RESULTS / "warm" / f"{task}-{seed}.safetensors"
+    told = path.with_suffix(".json")
+    if not told.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = compose.compose(["experiment=proof", *TASKS[task].words, f"train.seed={seed}"])
+        study, seen = Study(config, RESULTS), {}
+        for seen in study.warm_start(TASKS[task].enough):
+            say(f"{task} seed {seed} warm start", seen)
+        save_file(Weights.of(study.engine).tensors, path)
+        told.write_text(json.dumps(seen))
+    return Weights(load_file(path)), json.loads(told.read_text())
+
+
+def reinforce(arm: Arm, seed: int) -> dict[str, Any]:
+    weights, warm = warm_start(arm.task, seed)
+    config = compose.compose(["experiment=proof", *TASKS[arm.task].words, *arm.words, f"train.seed={seed}"])
+    study = Study(config, RESULTS, shuffled) if arm.shuffled else Study(config, RESULTS)
+    study.load(weights)
+    records = []
+    for record in study.reinforce(Budget(seconds=arm.seconds), every=0.25):
+        records.append(record)
+        if "held_out_accuracy" in record:
+            say(f"{arm.task} {arm.name} seed {seed}", record)
+    looks = [record for record in records if "held_out_accuracy" in record]
+    keys = ("step", "seconds", "held_out_accuracy", "accuracy", "entropy", "length")
+    return {
+        **{"task": arm.task, "arm": arm.name, "seed": seed, "words": arm.words, "warm": warm},
+        "before": looks[0]["held_out_accuracy"],
+        "after": looks[-1]["held_out_accuracy"],
+        "best": max(look["held_out_accuracy"] for look in looks),
+        "iterations": records[-1]["step"],
+        "samples": records[-1]["step"] * config.rl.prompts_per_step * config.rl.samples_per_prompt,
+        "seconds": records[-1]["seconds"],
+        "curve": [{key: look[key] for key in keys if key in look} for look in looks],
+    }
+
+
+def say(what: str, record: dict[str, Any]) -> None:
+    keys = ("step", "seconds", "loss", "held_out_accuracy", "accuracy", "entropy", "length", "grad_norm")
+    print(what, *(f"{key}={record[key]:.4g}" for key in keys if key in record), flush=True)
+
+
+def done() -> list[dict[str, Any]]:
+    path = RESULTS / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def pending(only: Sequence[str]) -> Iterator[tuple[Arm, int]]:
+    known = {(row["task"], row["arm"], row["seed"]) for row in done()}
+    for seed in SEEDS:  # a seed of every study before the next: what fails shows early
+        for arm in (arm for arm in ARMS if seed in arm.seeds):
+            if (arm.task, arm.name, seed) not in known and (not only or {arm.name, arm.task} & set(only)):
+                yield arm, seed
+
+
+def run(seconds: float, only: Sequence[str]) -> int:
+    """0: nothing is left; 3: time is up."""
+    started = time.process_time()
+    for arm, seed in pending(only):
+        if time.process_time() - started + arm.seconds > seconds and time.process_time() - started > 20:
+            return 3
+        result = reinforce(arm, seed)
+        with (RESULTS / "results.jsonl").open("a") as stream:
+            stream.write(json.dumps(result) + "\n")
+    return 0
+
+
+def span(values: Sequence[float]) -> str:
+    """Mean (lowest to highest), in percent."""
+    ends = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{ends}"
+
+
+def table(task: str) -> list[str]:
+    columns = ["study", "seeds", "before, %", "after, %", "gain", "best on the way, %", "iterations", "CPU s"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for arm in (arm for arm in ARMS if arm.task == task):
+        rows = [row for row in done() if (row["task"], row["arm"]) == (task, arm.name)]
+        if rows:
+            column = {key: [row[key] for row in rows] for key in ("before", "after", "best", "iterations", "seconds")}
+            gain = [after - before for before, after in zip(column["before"], column["after"])]
+            cells = [f"{arm.name}", str(len(rows)), *(span(column[key]) for key in ("before", "after"))]
+            cells += [span(gain), span(column["best"])]
+            cells += [f"{statistics.fmean(column[key]):.0f}" for key in ("iterations", "seconds")]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(task: str, path: Path) -> None:
+    """Held-out accuracy against CPU seconds: every seed faintly, their mean on top."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    arms = [arm for arm in ARMS if arm.task == task and any((task, arm.name) == (r["task"], r["arm"]) for r in done())]
+    for number, arm in enumerate(arms):
+        curves = [row["curve"] for row in done() if (row["task"], row["arm"]) == (task, arm.name)]
+        color = f"C{number % 10}"
+        for curve in curves:
+            points = [(point["seconds"], 100 * point["held_out_accuracy"]) for point in curve]
+            axes.plot(*zip(*points), color=color, alpha=0.25, linewidth=0.8)
+        shared = list(zip(*curves))  # looks are at equal shares of one budget
+        middle = [
+            (statistics.fmean(p["seconds"] for p in look), 100 * statistics.fmean(p["held_out_accuracy"] for p in look))
+            for look in shared
+        ]
+        axes.plot(*zip(*middle), color=color, linewidth=1.8, label=arm.name, linestyle="--" if arm.shuffled else "-")
+    axes.set_xlabel("CPU seconds of RL")
+    axes.set_ylabel("held-out problems solved, %")
+    axes.set_ylim(0, 102)
+    axes.grid(axis="y", linewidth=0.5)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def write() -> None:
+    lines: list[str] = []
+    for name, task in TASKS.items():
+        if any(row["task"] == name for row in done()):
+            picture = PICTURE.format(name)
+            draw(name, PAGE.parent / picture)
+            lines += [f"### {task.title}", "", *table(name), "", f"![{task.title}]({picture})", ""]
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "write"))
+    parser.add_argument("--seconds", type=float, default=1e9, help="CPU seconds after which no further run begins")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="studies or tasks")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.what == "write":
+        write()
+        return 0
+    return run(given.seconds, given.only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
