@@ -1,9 +1,9 @@
-"""Prioritised sampling against uniform: samples until the hard part of a mixture is learnt; docs/rl_sampling.md.
+"""Prioritised sampling against uniform: samples until the hard part of a mixture is learnt; docs/rl.md.
 
 python scripts/study_sampling.py [SEED ...]   # lines of runs/sampling/results.jsonl; what is there already is left out
 
-Four problems in five are two-digit sums, which the warm start has nearly learnt; the fifth is a three-digit sum. Counted
-are the samples drawn until 80 % of 500 held-out three-digit sums are answered rightly, greedily.
+Four problems in five are two-digit sums, which the warm start has nearly learnt; the fifth is a three-digit sum.
+Counted are the samples drawn until 80 % of 500 held-out three-digit sums are answered rightly, greedily.
 """
 
 import json
