@@ -9,13 +9,15 @@ from tests.faults.driver import Job, checkpoint_files, farside, last_step, seque
 RL = [
     *("rl.steps=8", "checkpoint.every=3", "rl.prompts_per_step=2", "rl.samples_per_prompt=4", "rl.max_new_tokens=8"),
     *("rl.reward_model_weight=0", "rl.eval_every=4", "rl.eval_prompts=4", "run.dir=run"),
+    *("rl.kl.weight=0.1", "rl.updates_per_step=2", "rl.sampling_rounds=2"),
     *("rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"),
 ]
 
 
 @pytest.mark.slow
 def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
-    # the policy knows no sums, so that every reward is 0 and what moves the weights is replay
+    # the policy knows no sums: every reward is 0, no group teaches, so that all rounds are drawn, and what moves the
+    # weights is replay, and with it the distance from the policy before
     command = ["rl", *words, *RL, f"train.init_from={max((reference / 'checkpoints').glob('step_*'))}"]
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     whole.mkdir()
@@ -25,6 +27,8 @@ def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words
     losses = [record["replay_loss"] for record in sequence(whole / "run")]
     assert len(set(losses)) == 8, "every step replays other samples"
     assert losses[-1] < losses[0], "and learns from them"
+    assert [record["problems"] for record in sequence(whole / "run")] == list(range(4, 33, 4)), "two rounds of two"
+    assert all(record["policy_loss"] > 0 for record in sequence(whole / "run")), "the second update is drawn back"
     with Job(command, hurt) as job:
         job.until(lambda: last_step(hurt / "run") >= 5)
         job.kill_tree()
