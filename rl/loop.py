@@ -1,7 +1,7 @@
 """The reinforcement learning loop: sync, sample, score, update.
 
-Everything random is a function of (seed, step, problem), so that weights, optimizer state, the step number and the
-number of problems used are the whole state: a resumed run repeats an uninterrupted one bit for bit.
+Everything random is a function of (seed, step, problem), so that weights, optimizer state, the step number, the number
+of problems used and the answers under way are the whole state: a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import time
@@ -47,6 +47,7 @@ class RlLoop:
         runtime.pulse.expect_slow(progress["step"] + 1)
         self.guard = Guard(runtime.config.train.guard, progress.get("guard"))
         progress["guard"] = self.guard.record()
+        self.collector.load(progress.get("in_flight", []))
         self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
         self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
         evaluated = progress["step"] if "held_out_accuracy_before" in progress else -1
@@ -89,6 +90,7 @@ class RlLoop:
             "step": progress["step"],
             **learnt,
             **describe_step(self.runtime, collected.sampled),
+            **collected.shown,
             "problems": progress["problems"],
             "lr": lr,
             "seconds": time.perf_counter() - started,
@@ -132,6 +134,7 @@ class RlLoop:
     def _save(self, progress: dict[str, Any]) -> None:
         self.runtime.pulse.beat("save")
         progress["guard"] = self.guard.record()
+        progress["in_flight"] = self.collector.record()
         self.store.save(self.engine, progress["step"], progress)
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)

@@ -111,9 +111,18 @@ def check_algorithm(rl: RlConfig) -> None:
         ("sampling_rounds", 1),
         ("overlong_cache", 0),
         ("truncation_penalty", 0),
+        ("partial_tokens", 0),
+        ("max_staleness", 0),
     ):
         if getattr(rl, key) < least:
             raise UserError(f"rl.{key} = {getattr(rl, key)}; give at least {least}")
+    if rl.rollout_batch is not None and rl.rollout_batch < 1:
+        raise UserError(f"rl.rollout_batch = {rl.rollout_batch}; give at least 1, or null for all answers at once")
+    if rl.partial_tokens and rl.sampling_rounds > 1:
+        raise UserError(
+            f"rl.partial_tokens = {rl.partial_tokens}: groups finished in later iterations are not drawn again; use "
+            "rl.sampling_rounds=1"
+        )
     if rl.overlong_cache > rl.max_new_tokens:
         raise UserError(f"rl.overlong_cache = {rl.overlong_cache} is above rl.max_new_tokens = {rl.max_new_tokens}")
     for key in ("temperature", "temperature_end", "tau"):
@@ -142,7 +151,7 @@ def main(runtime: Runtime) -> None:
     agreed = contract(config, data.summary["fingerprint"], "rl", [], **agreed)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
     progress = begin_rl(runtime, engine, store)
-    rollout = NativeRollout(engine.replica(), data.tokenizer)
+    rollout = NativeRollout(engine.replica(), data.tokenizer, slots=config.rl.rollout_batch)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         reward = CombinedReward(
             verifier, load_reward_model(runtime, data), config.rl.reward_model_weight, config.rl.verifier_weight

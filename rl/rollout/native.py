@@ -1,54 +1,76 @@
 """Rollouts with our own decoder, in this process, in the training precision: no train-inference mismatch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from farside.data.order import rng
 from farside.data.tokenizer import Tokenizer
+from farside.rl.rollout.flight import Draft, Flight
 from farside.rl.types import Completion, Prompt
-from farside.train.engine.native import sync_weights
-from farside.train.inference.generate import generate
+from farside.train.inference.decoder import Decoder
+from farside.train.inference.generate import Request, decode
 from farside.train.model.transformer import Transformer
 
 
 class NativeRollout:
     """Implements ``Rollout`` over an unsharded copy of the policy.
 
-    A sample's random numbers are a function of (seed, policy step, prompt index), so that it does not depend on
-    how prompts are spread over ranks, and a resumed run draws what the uninterrupted one drew.
+    A sample's random numbers are a function of (seed, step at which it began, prompt index), so that it does not depend
+    on how prompts are spread over ranks, and a resumed run draws what the uninterrupted one drew.
+    slots: answers decoded at once; None: all.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, step: int = 0) -> None:
-        self.model, self.tokenizer, self.step = model, tokenizer, step
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, step: int = 0, slots: int | None = None) -> None:
+        self.decoder, self.tokenizer, self.step, self.slots = Decoder.of(model), tokenizer, step, slots
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], step: int) -> None:
-        sync_weights(self.model, weights)
+        self.decoder.load(weights)
         self.step = step
 
     def generate(
         self, prompts: list[Prompt], samples: int, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Completion]:
-        encoded = [self.tokenizer.encode_prompt(prompt.question) for prompt in prompts]
-        uniforms = None
-        if temperature > 0:
-            draws = [
-                rng(seed, "rollout", self.step, prompt.index).random((samples, max_new_tokens)) for prompt in prompts
-            ]
-            uniforms = torch.from_numpy(np.stack(draws))
-        assert uniforms is not None or samples == 1, "greedy decoding gives one sample"
-        answers = generate(self.model, encoded, max_new_tokens, self.tokenizer.end, uniforms, temperature or 1.0)
+        assert temperature > 0 or samples == 1, "greedy decoding gives one sample"
+        flights = [Flight.start(prompt, samples, self.step) for prompt in prompts]
+        self.extend(flights, max_new_tokens, max_new_tokens, temperature, seed)
+        return [item for flight in flights for item in self.completions(flight)]
+
+    def extend(self, flights: Sequence[Flight], budget: int, max_new_tokens: int, temperature: float, seed: int) -> int:
+        drafts: list[Draft] = []
+        requests: list[Request] = []
+        for flight in flights:
+            prompt = self.tokenizer.encode_prompt(flight.prompt.question)
+            draws = [None] * len(flight.drafts)
+            if temperature > 0:
+                generator = rng(seed, "rollout", flight.started, flight.prompt.index)
+                draws = generator.random((len(flight.drafts), max_new_tokens))  # type: ignore[assignment]
+            for draft, numbers in zip(flight.drafts, draws):
+                had = len(draft.tokens)
+                if not draft.done and had < max_new_tokens:
+                    drafts.append(draft)
+                    limit = min(budget, max_new_tokens - had)
+                    requests.append(Request(prompt + draft.tokens, limit, None if numbers is None else numbers[had:]))
+        if not requests:
+            return 0
+        run = decode(self.decoder, requests, self.tokenizer.end, temperature or 1.0, self.slots)
+        for draft, answer in zip(drafts, run.answers, strict=True):
+            draft.extend(answer.tokens, answer.logprobs, self.step)
+            draft.done = not answer.truncated or len(draft.tokens) >= max_new_tokens
+        return run.steps
+
+    def completions(self, flight: Flight) -> list[Completion]:
+        prompt_tokens = self.tokenizer.encode_prompt(flight.prompt.question)
         return [
             Completion(
-                prompt=prompts[number // samples],
-                prompt_tokens=encoded[number // samples],
-                tokens=answer.tokens,
-                logprobs=answer.logprobs,
-                text=self.tokenizer.decode(answer.tokens),
-                truncated=answer.truncated,
-                policy_step=self.step,
+                prompt=flight.prompt,
+                prompt_tokens=prompt_tokens,
+                tokens=draft.tokens,
+                logprobs=draft.logprobs,
+                text=self.tokenizer.decode(draft.tokens),
+                truncated=draft.tokens[-1] != self.tokenizer.end,
+                policy_step=draft.segments[-1].policy_step,
+                segments=list(draft.segments) if len(draft.segments) > 1 else [],
             )
-            for number, answer in enumerate(answers)
+            for draft in flight.drafts
         ]
