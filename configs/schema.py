@@ -790,6 +790,16 @@ class RlConfig:
     """Optimizer updates on an iteration's samples, each on all of them."""
     max_new_tokens: int = 48
     """An answer that is longer is cut off there."""
+    rollout_batch: int | None = None
+    """Answers that a rank decodes at once; one that ends leaves its place to the next. None: all. Results do not depend
+    on it."""
+    partial_tokens: int = 0
+    """An answer gets at most this many tokens an iteration; unfinished ones go on in the next, with its policy. An
+    iteration learns from the first prompts_per_step groups that are finished. 0: every answer is finished at once."""
+    max_staleness: int = 4
+    """Iterations after the one that began it, within which a group is learnt from; what would be late is finished."""
+    learn_old_segments: bool = True
+    """Whether the tokens that older policies drew carry loss too."""
     temperature: float = 1.0
     temperature_end: float | None = None
     """The temperature moves to this one in equal steps (Kimi K2: high first, to explore). None: it stays."""

@@ -38,12 +38,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Tokens from ``start`` on, up to the next segment's, were drawn by the policy of ``policy_step``."""
+
+    policy_step: int
+    start: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """One sampled answer to a prompt.
 
     tokens: ids after the prompt, ending with the end token unless ``truncated``.
     logprobs: log-probability of each token under the policy that drew it (temperature 1 numerics).
-    policy_step: the step of the policy's weights.
+    policy_step: the step of the policy's weights, of its last token where several drew it.
+    segments: which policy drew what, where several did.
+    unlearnt: that many tokens from the first on carry no loss.
     thinking: how many of the tokens are thinking, its marks included.
     """
 
@@ -55,6 +65,8 @@ class Completion:
     truncated: bool
     policy_step: int
     thinking: int = 0
+    segments: list[Segment] = field(default_factory=list)
+    unlearnt: int = 0
 
 
 @dataclass(frozen=True)
