@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from farside.configs import compose
-from farside.data.order import rng
-from farside.rl.reward.combine import CombinedReward
-from farside.rl.study import Budget, Study, Weights
-from farside.rl.types import Completion, Score
+from farside.rl.study import Budget, Study, Weights, shuffled
 
 RESULTS = Path("runs/proofs")
 PAGE, PICTURE = Path("docs/rl_proofs.md"), "images/rl_proofs_{}.png"
@@ -66,19 +63,6 @@ ARMS = [
     Arm("rloo", "add2", 45, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
     Arm("reinforce_pp", "add2", 45, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
 ]
-
-
-class Shuffled(CombinedReward):
-    """The control: an iteration's rewards are dealt out anew among all of its samples; verdicts stay."""
-
-    def score(self, completions: Sequence[Completion]) -> list[Score]:
-        scores = super().score(completions)
-        order = rng("shuffled", completions[0].policy_step).permutation(len(scores))
-        return [replace(score, reward=scores[other].reward) for score, other in zip(scores, order)]
-
-
-def shuffled(reward: CombinedReward) -> CombinedReward:
-    return Shuffled(reward.verifier, reward.model, reward.weight, reward.verifier_weight)
 
 
 def warm_start(task: str, seed: int) -> tuple[Weights, dict[str, Any]]:
