@@ -329,6 +329,9 @@ class DataConfig:
     lengths: dict[int, float] = field(default_factory=dict)
     """Share of tokens from documents of at least so many tokens, up to the next key: {0: 0.3, 4096: 0.7} reads long
     documents more often. Within every source, which keeps its share of the mixture. Empty: as the text has them."""
+    contamination_samples: int = 8
+    """Samples of each entry of a stage that are searched, before a pretraining with needle grids, for what those grids
+    ask and hide it in; 0: none. What is found is printed, written and shown in the report: it stops nothing."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     seed: int = 0
@@ -408,6 +411,9 @@ class GuardConfig:
     """Bad steps in a row after which the run returns to its newest checkpoint and leaves the batches out; 0: never."""
     rewinds: int = 3
     """Times it may do so before it ends as failed."""
+    compare_replicas: int = 100
+    """Steps between comparisons of the weights' bits on ranks that hold the same, which end the run if they differ; so
+    does every save. 0: never (for replicas on different kinds of device, whose rounding differs)."""
 
 
 @dataclass
@@ -568,25 +574,52 @@ class SftConfig:
     """As data.mixture; trace is the task's traces."""
 
 
+class RewardKind(Enum):
+    outcome = "outcome"
+    process = "process"
+
+
+class StepLabels(Enum):
+    hard = "hard"
+    soft = "soft"
+
+
 @dataclass
 class RewardConfig:
-    """Bradley-Terry outcome reward model on the policy's own right and wrong samples."""
+    """Reward model on the policy's own samples: of whole answers or of their steps."""
 
+    kind: RewardKind = RewardKind.outcome
+    """outcome: Bradley-Terry, from pairs of a right and a wrong answer. process: whether an answer is still right, at
+    the end of every step of it."""
     prompts: int = 512
     """Training problems to sample from."""
     samples: int = 8
     """Samples a problem."""
     held_out_prompts: int = 128
-    """Further problems, whose pairs only measure accuracy; all of one form."""
+    """Further problems, whose pairs (all of one form) or steps only measure accuracy."""
     bare_pairs: bool = True
     """Pair answers without work among themselves too. They give the model nothing to check but the sum itself."""
     mixed_share: float = 0.15
     """Training pairs of different form for each of one form, at most: they teach how far a form can be trusted."""
+    margin: float = 0.0
+    """outcome: by how much a pair's right answer must score higher before its loss is small."""
+    continuations: int = 8
+    """process: the policy's continuations of every prefix that ends a step; what they come to is the step's label.
+    0: no labels from samples."""
+    labels: StepLabels = StepLabels.hard
+    """process: hard: 1 if any continuation is right; soft: the share that are."""
+    corrupted: int = 0
+    """process: worked answers with one wrong step to learn from beside the samples."""
     temperature: float = 1.0
     steps: int = 100
     lr: float = 1e-3
     pairs_per_batch: int = 64
+    """process: twice as many answers."""
     micro_pairs: int = 64
+    best_of: int = 8
+    """Answers to a held-out problem among which the trained model chooses, beside their majority."""
+    best_of_prompts: int = 128
+    """Held-out problems it chooses for; 0: no such comparison."""
 
 
 @dataclass
@@ -608,6 +641,7 @@ class ReplayConfig:
 
 class Algorithm(Enum):
     grpo = "grpo"
+    ppo = "ppo"
     dr_grpo = "dr_grpo"
     rloo = "rloo"
     reinforce_pp = "reinforce_pp"
@@ -664,6 +698,84 @@ class CorrectionConfig:
     high: float = 2.0
 
 
+class ScoreNorm(Enum):
+    held_out = "held_out"
+    batch = "batch"
+    running = "running"
+
+
+@dataclass
+class OveroptimisationConfig:
+    """Watches whether the reward model's score still means anything: an alarm when it rises while verified accuracy
+    falls. Both are means over the last steps' samples, compared with the best such window so far."""
+
+    window: int = 5
+    """Steps."""
+    warn: float | None = 0.02
+    """Lost accuracy that is told, once it is above its noise too. None: never."""
+    stop: float | None = None
+    """Lost accuracy that ends the run, its last policy saved. None: never."""
+    kl: bool = True
+    """Measure the divergence from the policy at the start with every evaluation; that policy is then held in memory."""
+
+
+@dataclass
+class LengthConfig:
+    """Kimi k1.5's length reward: of a problem's right answers the shortest gains, the longest loses."""
+
+    weight: float = 0.0
+    """The shortest right answer gets half of it, the longest answer loses half of it. 0: off."""
+    warmup_steps: int = 0
+    """The first iterations go without: it slows learning down at first (k1.5, section 2.3.3)."""
+
+
+@dataclass
+class RepetitionConfig:
+    """Answers that end in a loop of tokens are cut off there, while they are decoded, and count as truncated."""
+
+    longest_period: int = 0
+    """Tokens of the longest stretch whose repetition is looked for; 0: off."""
+    repeats: int = 4
+    """A loop is a stretch that often over ..."""
+    least_tokens: int = 16
+    """... and this many tokens at least: 0000 may be a number."""
+    penalty: float = 0.0
+    """Taken from the reward of an answer that ends in a loop, beside rl.truncation_penalty."""
+
+
+@dataclass
+class CurriculumConfig:
+    """Which problems an iteration gets."""
+
+    pool: int = 0
+    """Problems are drawn from the task's first so many, anew every iteration. 0: no pool, each problem comes once, and
+    the other keys do nothing."""
+    prioritised: bool = False
+    """Draw a problem in proportion to 1 - its success rate, not all alike."""
+    floor: float = 0.05
+    """prioritised: no problem is drawn in a smaller proportion, so that what is solved is looked at now and then."""
+    unlock_at: float | None = None
+    """Begin with the lowest level of difficulty, and add the next one whenever the success rate at the highest so far
+    reaches this, on at least prompts_per_step samples. None: all levels from the start."""
+    memory: float = 0.5
+    """How much earlier samples of a problem, or of a level, count each time there are new ones."""
+    guess_tries: int = 0
+    """Before the first step, problems that one of so many answers without thinking gets right are left out. 0: none."""
+
+
+@dataclass
+class CriticConfig:
+    """rl.algorithm=ppo: a second model of the policy's shape, which says what reward is to be expected."""
+
+    init_from: str | None = None
+    """Checkpoint that it begins with, such as the reward model's; None: the policy's. Its head is then a new one."""
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    """The first iterations train the critic alone: the policy's learning rate is 0."""
+    clip: float = 0.2
+    """A value that moves further than this from the iteration's first one, toward the return, gains nothing more."""
+
+
 @dataclass
 class RlConfig:
     """Reinforcement learning: groups of samples, a reward for each, one of the algorithms."""
@@ -691,6 +803,11 @@ class RlConfig:
     """k15, k2: weight of the divergence from the iteration's first policy; more keeps the policy closer to it."""
     mirror_baseline: MirrorBaseline = MirrorBaseline.mean
     """k15, k2: what is taken from the reward: the group's mean, or log_partition: tau log mean exp(reward / tau)."""
+    gamma: float = 1.0
+    """ppo: what a reward one token later is worth."""
+    gae_lambda: float = 1.0
+    """ppo: at 1 an answer counts for its outcome less the critic's value, at 0 for the value's change a token later."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
     kl: KlConfig = field(default_factory=KlConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     truncation_penalty: float = 0.0
@@ -699,6 +816,9 @@ class RlConfig:
     """DAPO's overlong shaping: the reward falls over the last this many of max_new_tokens tokens. 0: no shaping."""
     overlong_weight: float = 1.0
     """What is taken from the reward of an answer of full length, or of one cut off."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
+    repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
     sampling_rounds: int = 1
     """DAPO's dynamic sampling: groups of answers all right or all wrong teach nothing and are replaced by further
     problems, in at most this many rounds of prompts_per_step. 1: every group is kept."""
@@ -707,7 +827,15 @@ class RlConfig:
     reward_model: str | None = None
     """Checkpoint of the reward model; farside run fills it in."""
     reward_model_weight: float = 0.2
-    """Weight of the reward model's sigmoid score."""
+    """Weight of the reward model's score, which lies in 0..1."""
+    reward_model_norm: ScoreNorm = ScoreNorm.held_out
+    """Mean and spread by which scores are standardised before the sigmoid: of held-out answers when the model was
+    trained, of the iteration's samples, or of all samples so far."""
+    reward_model_clip: float | None = None
+    """Standardised scores are clipped to this many spreads either side. None: not at all."""
+    process_weight: float = 0.0
+    """Weight of the advantages from rewards of steps, beside those from whole answers; needs a process model."""
+    overoptimisation: OveroptimisationConfig = field(default_factory=OveroptimisationConfig)
     verifier_weight: float = 1.0
     """Weight of the verifier's 0 or 1. At 0 the reward model alone teaches; the verifier still measures, and an
     answer that it fails on is masked all the same."""

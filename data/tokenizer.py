@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from farside.configs.errors import UserError
-from farside.data.chat import ASSISTANT, END, END_OF_TEXT, SPECIAL_TOKENS, USER
+from farside.data.chat import ASSISTANT, END, END_OF_TEXT, END_THINK, SPECIAL_TOKENS, THINK, USER
 
 
 class Tokenizer:
@@ -19,6 +19,7 @@ class Tokenizer:
         self.backend = backend
         self.end_of_text = self.id(END_OF_TEXT)
         self.end = self.id(END)
+        self.think, self.end_think = self.id(THINK), self.id(END_THINK)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

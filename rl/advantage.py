@@ -115,3 +115,12 @@ def process_normalised(step_rewards_GK: Tensor, step_ends_GK: Tensor, tokens: in
     flat_1K = group_normalised(step_rewards_GK.reshape(1, -1), steps_GK.reshape(1, -1), eps)
     ends_GK1, at_T = step_ends_GK[..., None], torch.arange(tokens)
     return (flat_1K.view_as(step_rewards_GK)[..., None] * (ends_GK1 >= at_T)).sum(1)
+
+
+def step_advantages(step_rewards_NT: Tensor, samples_per_prompt: int, eps: float = EPS) -> Tensor:
+    """[N, T]: ``process_normalised`` of every prompt's samples at once, from rewards that stand at steps' last tokens;
+    NaN: no step ends there."""
+    steps_NT = ~step_rewards_NT.isnan()
+    shape = (-1, samples_per_prompt * step_rewards_NT.shape[1])
+    normalised = group_normalised(step_rewards_NT.reshape(shape), steps_NT.reshape(shape), eps)
+    return normalised.view_as(step_rewards_NT).flip(1).cumsum(1).flip(1)

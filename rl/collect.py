@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from farside.parallel import comm
+from farside.rl.curriculum import make_curriculum
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.rollout.base import Rollout
 from farside.rl.shaping import shaped
@@ -42,9 +43,10 @@ class Collector:
     def __init__(self, runtime: Runtime, rollout: Rollout, task: Task, reward: CombinedReward) -> None:
         self.runtime, self.rollout, self.task, self.reward = runtime, rollout, task, reward
         self.config, self.mesh = runtime.config.rl, runtime.mesh
+        self.curriculum = make_curriculum(self.config, runtime.config.train.seed, task, runtime.mesh)
 
     def collect(self, step: int, first_problem: int) -> Collected:
-        """Answers to the training problems from ``first_problem`` on. Collective.
+        """Answers to what the curriculum chooses after ``first_problem`` problems. Collective.
 
         With ``sampling_rounds`` above 1, problems are sampled until prompts_per_step groups teach something or the
         rounds are over; what is missing then is filled up with groups that do not. The first that teach are taken, in
@@ -58,7 +60,7 @@ class Collector:
         kept: list[Group] = []
         spare: list[Group] = []
         for _ in range(self.config.sampling_rounds):
-            drawn = self._round(step, first_problem + collected.problems)
+            drawn = self._round(step, first_problem, collected.problems)
             collected.sampled += drawn
             collected.problems += wanted
             groups = [drawn[first : first + per_prompt] for first in range(0, len(drawn), per_prompt)]
@@ -73,11 +75,11 @@ class Collector:
         collected.groups = (kept + spare)[self.mesh.dp_rank * share :][:share]
         return collected
 
-    def _round(self, step: int, first_problem: int) -> list[tuple[Completion, Score]]:
+    def _round(self, step: int, first_problem: int, drawn: int) -> list[tuple[Completion, Score]]:
         config = self.config
         self.runtime.pulse.beat("rollout")
         completions = self.rollout.generate(
-            self.prompts(first_problem),
+            self.prompts(first_problem, drawn),
             config.samples_per_prompt,
             config.max_new_tokens,
             self.temperature(step),
@@ -86,7 +88,7 @@ class Collector:
         self.runtime.pulse.beat("score")
         scores = self._shared(self.reward.score(completions) if self.mesh.leads else [])
         self._check(step, scores)
-        return list(zip(completions, shaped(completions, scores, config)))
+        return list(zip(completions, shaped(completions, scores, config, step)))
 
     def _shared(self, scores: list[Score]) -> list[Score]:
         """The leading rank's, on all ranks that share its samples: a verdict may depend on time, which each would
@@ -95,11 +97,11 @@ class Collector:
             scores = comm.broadcast_object(scores, group)
         return scores
 
-    def prompts(self, first_problem: int) -> list[Prompt]:
+    def prompts(self, first_problem: int, drawn: int) -> list[Prompt]:
         """This rank's share of prompts_per_step problems, whatever the mesh."""
         share = self.config.prompts_per_step // self.mesh.dp_size
-        first = first_problem + self.mesh.dp_rank * share
-        return [self.task.prompt("train", first + offset) for offset in range(share)]
+        chosen = self.curriculum.choose(first_problem, drawn, self.config.prompts_per_step)
+        return [self.task.prompt("train", index) for index in chosen[self.mesh.dp_rank * share :][:share]]
 
     def temperature(self, step: int) -> float:
         """Of iteration ``step`` (from 0): from the first to the last it moves in equal steps."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from farside.rl.advantage import SumFloats
+from farside.rl.advantage import SumFloats, step_advantages
 from farside.rl.types import Completion, Score
 
 
@@ -16,6 +16,7 @@ class Experience:
 
     kl_NT: what each token's distance from the reference costs, already weighted; 0 where rewards carry none.
     values_NT: the critic's expectation before each token, where there is one.
+    step_rewards_NT: of steps, at their last tokens, where something judges them; NaN at other tokens.
     total: sums floats over the ranks that hold other samples.
     """
 
@@ -26,6 +27,7 @@ class Experience:
     total: SumFloats
     kl_NT: Tensor
     values_NT: Tensor | None = None
+    step_rewards_NT: Tensor | None = None
 
     @classmethod
     def of(
@@ -35,7 +37,9 @@ class Experience:
         valid_N = torch.tensor([score.valid for score in scores])
         lengths_N = torch.tensor([len(item.tokens) for item in completions])
         counted_NT = (torch.arange(int(lengths_N.max())) < lengths_N[:, None]) & valid_N[:, None]
-        return cls(rewards_PG, valid_N.view_as(rewards_PG), counted_NT, total, torch.zeros(counted_NT.shape).double())
+        kl_NT = torch.zeros(counted_NT.shape).double()
+        steps_NT = step_rewards(scores, counted_NT)
+        return cls(rewards_PG, valid_N.view_as(rewards_PG), counted_NT, total, kl_NT, step_rewards_NT=steps_NT)
 
     @property
     def outcomes_PG(self) -> Tensor:
@@ -49,6 +53,23 @@ class Experience:
         last_NT = self.counted_NT & ~later_NT
         return torch.where(last_NT, outcomes_PG.reshape(-1, 1), 0.0) - torch.where(self.counted_NT, self.kl_NT, 0.0)
 
+    def process_advantages(self) -> Tensor:
+        """[N, T]: what rewards of steps say of each token; 0 where nothing judges them."""
+        if self.step_rewards_NT is None:
+            return torch.zeros(self.counted_NT.shape).double()
+        return step_advantages(self.step_rewards_NT, self.rewards_PG.shape[1])
+
     def spread(self, advantages_PG: Tensor) -> Tensor:
         """[N, T]: a sample's advantage at each of its tokens."""
         return torch.where(self.counted_NT, advantages_PG.reshape(-1, 1), 0.0)
+
+
+def step_rewards(scores: Sequence[Score], counted_NT: Tensor) -> Tensor | None:
+    """[N, T] in float64: rewards of valid samples' steps at their last tokens, NaN elsewhere; None: without any."""
+    if all(score.steps is None for score in scores):
+        return None
+    rewards_NT = torch.full(counted_NT.shape, torch.nan, dtype=torch.float64)
+    for row, score in zip(rewards_NT, scores):
+        for end, reward in score.steps or []:
+            row[end] = reward
+    return torch.where(counted_NT, rewards_NT, torch.nan)

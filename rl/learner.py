@@ -10,31 +10,54 @@ from torch import Tensor
 from farside.configs.schema import Config, Correction, KlPlace
 from farside.data.batch import Batch
 from farside.parallel import comm
+from farside.rl.algorithms.ppo import estimates
 from farside.rl.algorithms.registry import make_algorithm
 from farside.rl.batches import AnswerRows
+from farside.rl.critic import Critic, saved
 from farside.rl.experience import Experience
 from farside.rl.kl import estimate
 from farside.rl.objective import rl_loss
 from farside.rl.replay import Replay
 from farside.rl.types import Completion, Score
-from farside.train.engine.base import Engine
+from farside.train.engine.base import Engine, Stateful
 from farside.train.engine.native import NativeEngine
 from farside.train.guard import Guard, read
 from farside.train.liveness import Pulse
 from farside.train.precision import COMPUTED
+from farside.train.schedule import lr_factor
 
 SUMS = ("policy_loss", "replay_loss")
 """Metrics that are losses, over the loss's own divisor; the others are means over tokens by their weights."""
 
 
 class Learner:
-    """The algorithm over an engine. reference: the frozen policy that rl.kl measures from; None at weight 0."""
+    """The algorithm over an engine. reference: the frozen policy that rl.kl measures from; None at weight 0. critic:
+    the engine of a scalar head that learns beside the policy, for algorithms that have one."""
 
-    def __init__(self, config: Config, engine: NativeEngine, replay: Replay, reference: Engine | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: NativeEngine,
+        replay: Replay,
+        reference: Engine | None = None,
+        critic: NativeEngine | None = None,
+    ) -> None:
         self.config, self.engine, self.replay, self.reference = config.rl, engine, replay, reference
+        self.critic = Critic(config, critic, self.total) if critic is not None else None
+        self.schedule = config.schedule
         self.algorithm = make_algorithm(config.rl)
         self.loss_fn = rl_loss(self.algorithm.objective, replay.weight)
         self.dtype = torch.promote_types(COMPUTED[config.train.dtype], torch.float32)
+
+    @property
+    def saved(self) -> Stateful:
+        """What of the learner a checkpoint holds."""
+        return saved(self.engine, None if self.critic is None else self.critic.engine)
+
+    def lr(self, step: int) -> float:
+        """Of the policy in iteration ``step`` (from 0)."""
+        warms_up = self.critic is not None and step < self.config.critic.warmup_steps
+        return 0.0 if warms_up else self.config.lr * lr_factor(self.schedule, step, self.config.steps)
 
     def update(
         self,
@@ -50,10 +73,10 @@ class Learner:
 
         Ranks bring equally many completions.
         """
-        batches, total = self.batches(completions, scores)
+        sampled, total = self.batches(completions, scores)
         replayed = self.replay.step(step)
-        own, weight = self.total([sum(batch.weight for batch in kind) for kind in (batches, replayed)])
-        batches += self.replay.weighed(replayed, total, weight)
+        own, weight = self.total([sum(batch.weight for batch in kind) for kind in (sampled, replayed)])
+        batches = sampled + self.replay.weighed(replayed, total, weight)
         if self.algorithm.reset_optimizer:
             self.engine.reset_optimizer()
         first_skip: dict[str, Any] = {}
@@ -69,6 +92,8 @@ class Learner:
             }
             learnt = guard.settle(read({"loss": outputs.loss, **vars(stats), **metrics}), step)
             first_skip = first_skip or {name: learnt[name] for name in ("skipped", "batch") if name in learnt}
+            if self.critic:
+                learnt |= self.critic.update(sampled, total, step, pulse)
         return {**learnt, **first_skip}
 
     def batches(self, completions: Sequence[Completion], scores: Sequence[Score]) -> tuple[list[Batch], float]:
@@ -82,7 +107,8 @@ class Learner:
         )
         extras = {"old_logprobs": rows.sampled_logprobs}
         corrects = self.config.correction.kind is not Correction.none
-        plain = rows.batches(weights_N, extras) if corrects or self.reference is not None else []
+        looks = corrects or self.reference is not None or self.critic is not None
+        plain = rows.batches(weights_N, extras) if looks else []
         if corrects:
             extras = {"sampler_logprobs": extras["old_logprobs"], "old_logprobs": self.logprobs(self.engine, plain)}
         if self.reference is not None:
@@ -91,7 +117,14 @@ class Learner:
                 old, ref = rows.take(extras["old_logprobs"]), rows.take(extras["ref_logprobs"])
                 distance = estimate(self.config.kl.estimator, old, ref)
                 seen = replace(seen, kl_NT=torch.where(seen.counted_NT, self.config.kl.weight * distance, 0.0))
-        extras["advantages"] = rows.put(self.algorithm.advantages(seen))
+        if self.critic is not None:
+            extras["old_values"] = self.critic.values(plain)
+            seen = replace(seen, values_NT=rows.take(extras["old_values"]))
+            extras["returns"] = rows.put(estimates(seen, self.config)[1])
+        advantages_NT = self.algorithm.advantages(seen)
+        if self.config.process_weight:
+            advantages_NT = advantages_NT + self.config.process_weight * seen.process_advantages()
+        extras["advantages"] = rows.put(advantages_NT)
         return rows.batches(weights_N, extras), self.total([shares_N.sum().item()])[0]
 
     def logprobs(self, engine: Engine, batches: Sequence[Batch]) -> list[Tensor]:

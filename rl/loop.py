@@ -9,10 +9,13 @@ from typing import Any
 
 from farside.parallel import comm
 from farside.rl.collect import Collected, Collector
+from farside.rl.curriculum import Pool
+from farside.rl.guessing import guessable
 from farside.rl.learner import Learner
 from farside.rl.policy import answer_held_out
 from farside.rl.record import describe_sample, describe_step, samples_digest
 from farside.rl.reward.combine import CombinedReward
+from farside.rl.reward.overoptimisation import Overoptimisation, OverOptimised
 from farside.rl.rollout.base import Rollout
 from farside.rl.types import Task
 from farside.train.checkpoint.store import CheckpointStore
@@ -22,7 +25,6 @@ from farside.train.metrics import MetricsWriter
 from farside.train.progress import Diverged
 from farside.train.record import peak_memory_bytes
 from farside.train.runtime import Runtime, Stopped, write_status
-from farside.train.schedule import lr_factor
 
 
 class RlLoop:
@@ -36,10 +38,13 @@ class RlLoop:
         task: Task,
         reward: CombinedReward,
         store: CheckpointStore,
+        overoptimisation: Overoptimisation,
     ) -> None:
         self.runtime, self.learner, self.engine, self.rollout = runtime, learner, learner.engine, rollout
         self.task, self.reward, self.store, self.config = task, reward, store, runtime.config.rl
         self.collector = Collector(runtime, rollout, task, reward)
+        self.curriculum = self.collector.curriculum
+        self.overoptimisation = overoptimisation
 
     def run(self, progress: dict[str, Any]) -> None:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
@@ -58,6 +63,7 @@ class RlLoop:
                 self.printer.say(
                     f"rl: held-out accuracy {progress['held_out_accuracy_before']:.1%} before the first step"
                 )
+            self._begin_curriculum(progress)
             while progress["step"] < self.config.steps:
                 signs = [float(runtime.stop.requested), float(self.store.failed)]
                 stop, failed = comm.sum_floats(signs, runtime.mesh.world, runtime.device)
@@ -74,6 +80,16 @@ class RlLoop:
                 if writer:
                     writer.close()
 
+    def _begin_curriculum(self, progress: dict[str, Any]) -> None:
+        """Where the checkpoint left it, or anew, without the problems that can be guessed."""
+        tries = self.config.curriculum.guess_tries
+        if "curriculum" in progress:
+            self.curriculum.restore(progress["curriculum"])
+        elif tries:
+            assert isinstance(self.curriculum, Pool), "checked: there is a pool to leave something out of"
+            self.rollout.load_weights(self.engine.named_weights(), progress["step"])
+            self.curriculum.leave_out(guessable(self.runtime, self.rollout, self.task, self.reward, tries))
+
     def _step(self, progress: dict[str, Any]) -> None:
         started = time.perf_counter()
         step = progress["step"]
@@ -81,14 +97,18 @@ class RlLoop:
         self.rollout.load_weights(self.engine.named_weights(), step)
         collected = self.collector.collect(step, progress["problems"])
         seconds_rollout = time.perf_counter() - started
-        lr = self.config.lr * lr_factor(self.runtime.config.schedule, step, self.config.steps)
+        described = describe_step(self.runtime, collected.sampled)
+        described |= self.overoptimisation.observe(step + 1, described, collected.completions)
+        lr = self.learner.lr(step)
         learnt = self.learner.update(collected.completions, collected.scores, step, lr, self.guard, self.runtime.pulse)
         progress["step"] += 1
         progress["problems"] += collected.problems
+        chosen = self.curriculum.note(collected.sampled)
         record = {
             "step": progress["step"],
             **learnt,
-            **describe_step(self.runtime, collected.sampled),
+            **described,
+            **chosen,
             "samples_digest": samples_digest(self.runtime, list(zip(collected.completions, collected.scores))),
             "problems": progress["problems"],
             "lr": lr,
@@ -99,6 +119,12 @@ class RlLoop:
         self._after_step(progress, record, collected)
         if self.guard.gives_up:
             raise Diverged(f"{self.guard.streak} bad steps in a row before step {step + 2}; see metrics.jsonl")
+        if self.overoptimisation.gives_up:
+            self._save(progress)
+            self.store.finish()
+            raise OverOptimised(
+                f"{self.overoptimisation.news}; step {step + 1} is saved, rl.overoptimisation.stop=null goes on from it"
+            )
 
     def evaluate(self, step: int) -> float:
         """Greedy verified accuracy on held-out problems with the current weights. Collective."""
@@ -127,13 +153,20 @@ class RlLoop:
                 self.samples.write(describe_sample(step, item, score))
             self.metrics.write(record)  # after its samples: whoever follows the files finds both
             self.printer.step(record)
+            if self.overoptimisation.news:
+                self.printer.say(f"rl: {self.overoptimisation.news}")
         if last or step % self.runtime.config.checkpoint.every == 0:
             self._save(progress)
 
     def _save(self, progress: dict[str, Any]) -> None:
         self.runtime.pulse.beat("save")
-        progress["guard"] = self.guard.record()
-        self.store.save(self.engine, progress["step"], progress)
+        progress |= {
+            "guard": self.guard.record(),
+            "curriculum": self.curriculum.record(),
+            "reward": self.reward.record(),
+            "overoptimisation": self.overoptimisation.record(),
+        }
+        self.store.save(self.learner.saved, progress["step"], progress)
         if self.runtime.main:
             write_status(self.runtime.dir, "running", step=progress["step"], steps=self.config.steps)
 

@@ -42,7 +42,8 @@ class PolicyTokens:
             raise ValueError(f"expected log-probabilities, weights and extras of one shape, got {sorted(shapes)}")
         # chosen before any exponential: 0 * inf of a padding token would be NaN, in the gradient too
         counted = batch.weights != 0
-        extras = {name: torch.where(counted, value, 0.0).detach() for name, value in batch.extras.items()}
+        own = {name: value for name, value in batch.extras.items() if name in cls.__dataclass_fields__}
+        extras = {name: torch.where(counted, value, 0.0).detach() for name, value in own.items()}
         logprobs = torch.where(counted, outputs.logprobs, 0.0)
         return cls(logprobs, weights=batch.weights, sequences=Sequences(batch.doc_ids, counted), **extras)
 

@@ -6,6 +6,7 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.data.prepare import Prepared
 from farside.parallel import comm
+from farside.rl.overthinking import outcome_efficiency
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.base import Rollout
 from farside.rl.types import Mark, Task
@@ -20,14 +21,27 @@ from farside.train.runtime import Runtime
 def load_engine(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[NativeEngine, Checkpoint]:
     """A verified checkpoint's model. Raises UserError if it is of another model or head."""
     engine = NativeEngine(runtime.config, runtime.mesh, runtime.device, head)
-    store = CheckpointStore(runtime.dir, runtime.config.checkpoint, runtime.mesh.world, identity(runtime.config, data))
-    checkpoint = store.start_from(path)
+    checkpoint = load_weights(runtime, data, path, engine)
     if head == "scalar" and "score.weight" not in checkpoint.reader("model").shapes:
         raise UserError(
             f"{path}: holds no reward model (no score.weight); name a checkpoint that `farside reward` made"
         )
-    load_foreign(checkpoint, engine)
     return engine, checkpoint
+
+
+def load_weights(runtime: Runtime, data: Prepared, path: Path, engine: NativeEngine) -> Checkpoint:
+    """A verified checkpoint's weights into an engine, whose head stays as it is if they have none for it."""
+    store = CheckpointStore(runtime.dir, runtime.config.checkpoint, runtime.mesh.world, identity(runtime.config, data))
+    checkpoint = store.start_from(path)
+    load_foreign(checkpoint, engine)
+    return checkpoint
+
+
+def load_start(runtime: Runtime, data: Prepared, key: str) -> NativeEngine:
+    """The policy that RL started from, frozen. key: what asks for it."""
+    if runtime.init_from is None:
+        raise UserError(f"{key}: no policy to measure from; name its checkpoint with train.init_from=PATH")
+    return load_engine(runtime, data, runtime.init_from, "lm")[0]
 
 
 def load_unsharded(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[Transformer, Checkpoint]:
@@ -65,6 +79,8 @@ def answer_held_out(
             "text": answer.text,
             "verdict": verdict.mark.value,
             "length": len(answer.tokens),
+            "thinking": answer.thinking,
+            "outcome_efficiency": outcome_efficiency(answer, verifier),
         }
         for answer, verdict in zip(answers, verdicts)
         if answer.prompt.index < shown

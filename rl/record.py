@@ -7,6 +7,7 @@ from typing import Any
 
 from farside.parallel import comm
 from farside.rl.types import Completion, Mark, Score
+from farside.train.inference.repetition import ends_in_loop
 from farside.train.runtime import Runtime
 
 Sampled = Sequence[tuple[Completion, Score]]
@@ -23,14 +24,18 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "accuracy": float(sum(score.verdict.mark is Mark.correct for score in valid)),
         "reward_model": sum(score.reward_model or 0.0 for score in valid),
         "tokens": float(sum(len(item.tokens) for item, _ in sampled)),
+        "thinking": float(sum(item.thinking for item, _ in sampled)),
         "truncated": float(sum(item.truncated for item, _ in sampled)),
+        "loops": float(sum(ends_in_loop(item.tokens, runtime.config.rl.repetition) for item, _ in sampled)),
     }
     sums = dict(zip(values, comm.sum_floats(list(values.values()), runtime.mesh.dp, runtime.device)))
     return {
         **{name: sums[name] / max(sums["valid"], 1.0) for name in ("reward", "accuracy", "reward_model")},
         "length": sums["tokens"] / sums["samples"],
+        "thinking": sums["thinking"] / sums["samples"],
         "tokens": sums["tokens"],
         "truncated_share": sums["truncated"] / sums["samples"],
+        "loop_share": sums["loops"] / sums["samples"],
         "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
     }
 
@@ -62,4 +67,5 @@ def describe_sample(step: int, item: Completion, score: Score) -> dict[str, Any]
         "detail": score.verdict.detail,
         "reward_model": score.reward_model,
         "length": len(item.tokens),
+        "thinking": item.thinking,
     }

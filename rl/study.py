@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farside.configs.schema import Config
+from farside.configs.schema import Algorithm, Config
 from farside.data.batch import Batch
 from farside.data.chat import SPECIAL_TOKENS
 from farside.data.order import fold, rng
@@ -141,12 +141,20 @@ class Study:
         size = max(len(question) + len(answer) for question, answer in zip(asked, said)) - 1
         return Batch.of([padded_row(question, answer, size, 1.0) for question, answer in zip(asked, said)])
 
+    def _critic(self) -> NativeEngine | None:
+        """For ppo, from the policy's weights."""
+        if self.config.rl.algorithm is not Algorithm.ppo:
+            return None
+        critic = NativeEngine(self.config, self.runtime.mesh, self.runtime.device, "scalar")
+        critic.load_weights(Weights.of(self.engine), absent={"score.weight"})
+        return critic
+
     def reinforce(self, budget: Budget, every: float) -> Iterator[dict[str, Any]]:
         """Iterations of RL from the weights that are there. Yields a record of every iteration; its
         ``held_out_accuracy`` is there at the first, whenever another share ``every`` of the budget is used up, and at
         the last. ``seconds``: CPU time so far without evaluations."""
         config, runtime = self.config, self.runtime
-        learner = Learner(config, self.engine, Replay(None, 0.0))
+        learner = Learner(config, self.engine, Replay(None, 0.0), critic=self._critic())
         collector = Collector(runtime, self.rollout, self.task, self.reward)
         guard, problems, step, spent, looks = Guard(config.train.guard), 0, 0, 0.0, 0
         yield {"step": 0, "seconds": 0.0, "held_out_accuracy": self.accuracy(0)}
@@ -156,9 +164,10 @@ class Study:
             collected = collector.collect(step, problems)
             lr = config.rl.lr * lr_factor(config.schedule, round(1000 * done), 1001)
             learnt = learner.update(collected.completions, collected.scores, step, lr, guard, runtime.pulse)
+            chosen = collector.curriculum.note(collected.sampled)
             step, problems = step + 1, problems + collected.problems
             spent += time.process_time() - started
-            record = {"step": step, "seconds": spent, **learnt, **describe_step(runtime, collected.sampled)}
+            record = {"step": step, "seconds": spent, **learnt, **describe_step(runtime, collected.sampled), **chosen}
             done = budget.share(step, spent)
             if done >= 1 or done >= (looks + 1) * every:
                 looks = int(done / every)

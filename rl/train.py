@@ -1,24 +1,23 @@
 """The worker behind ``farside rl``: RL from a warm-started policy with verifier and reward model."""
 
-import json
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
 from farside.configs.rope import Rope
-from farside.configs.schema import Algorithm, Config, Correction, RlConfig
+from farside.configs.schema import Algorithm, Config, Correction, CurriculumConfig, RlConfig
 from farside.configs.stages import replay_stage
 from farside.data.prepare import Prepared
-from farside.rl.algorithms.registry import make_algorithm
+from farside.rl.algorithms.registry import WHOLE_ANSWERS, make_algorithm
+from farside.rl.critic import saved
 from farside.rl.learner import Learner
 from farside.rl.loop import RlLoop
-from farside.rl.policy import load_engine, load_unsharded
+from farside.rl.policy import load_start, load_weights
 from farside.rl.replay import Replay
-from farside.rl.reward.combine import CombinedReward
-from farside.rl.reward.model import RewardModel
-from farside.rl.reward.train_reward import NORMALISATION
+from farside.rl.reward.build import check_reward_model, load_reward_model, make_reward, watch_reward
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
@@ -28,16 +27,20 @@ from farside.train.engine.native import NativeEngine
 from farside.train.phase import identity, load_data, load_foreign, write_summary
 from farside.train.runtime import Runtime, worker_main
 
-WHOLE_ANSWERS = (Algorithm.rloo, Algorithm.gspo, Algorithm.k15, Algorithm.k2)
-"""Their loss is one of an answer, which stands at each of its tokens: to leave out a token there leaves in its part."""
+NO_GROUPS = (Algorithm.ppo, Algorithm.reinforce_pp)
+"""They compare an answer with all others, not with those to the same problem."""
 
 
-def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> dict[str, Any]:
+def begin_rl(
+    runtime: Runtime, data: Prepared, engine: NativeEngine, critic: NativeEngine | None, store: CheckpointStore
+) -> dict[str, Any]:
     """Resumes, or starts from the policy's checkpoint."""
-    store.preflight(engine)
-    resumed = store.resume(engine)
+    whole = saved(engine, critic)
+    store.preflight(whole)
+    resumed = store.resume(whole)
     if resumed is not None:
-        engine.set_rope(Rope.from_record(resumed.state["rope"]))
+        for each in filter(None, (engine, critic)):
+            each.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", flush=True)
         state = {key: value for key, value in resumed.state.items() if key not in OWN_KEYS}
@@ -47,6 +50,9 @@ def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> 
         raise UserError("rl: no policy to start from; name its checkpoint with train.init_from=PATH")
     parent = store.start_from(runtime.init_from)
     load_foreign(parent, engine)
+    if critic is not None:
+        told = runtime.config.rl.critic.init_from
+        load_weights(runtime, data, Path(told) if told else runtime.init_from, critic)
     return {key: parent.state[key] for key in ("rope", "trained_length", "tokens")} | {
         "step": 0,
         "problems": 0,
@@ -54,37 +60,14 @@ def begin_rl(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> 
     }
 
 
-def load_reward_model(runtime: Runtime, data: Prepared) -> RewardModel | None:
-    """The model of rl.reward_model, or None when it carries no weight."""
-    config = runtime.config.rl
-    if config.reward_model_weight == 0:
-        return None
-    if config.reward_model is None:
-        raise UserError(
-            "rl.reward_model: no checkpoint given; name one that `farside reward` made, or set rl.reward_model_weight=0"
-        )
-    path = Path(config.reward_model)
-    model, _ = load_unsharded(runtime, data, path, "scalar")
-    spread = json.loads((path.parent.parent / NORMALISATION).read_text())
-    return RewardModel(model, spread["center"], spread["scale"])
-
-
-def load_reference(runtime: Runtime, data: Prepared) -> NativeEngine | None:
-    """The policy that RL started from, frozen, or None when no distance from it is asked for."""
-    if runtime.config.rl.kl.weight == 0:
-        return None
-    if runtime.init_from is None:
-        raise UserError("rl.kl.weight: no policy to measure from; name its checkpoint with train.init_from=PATH")
-    return load_engine(runtime, data, runtime.init_from, "lm")[0]
-
-
 def check(config: Config) -> None:
     """Raises UserError for settings of rl that cannot run."""
-    weights = (config.rl.verifier_weight, config.rl.reward_model_weight)
+    names = ("verifier_weight", "reward_model_weight", "process_weight")
+    weights = [getattr(config.rl, name) for name in names]
     if min(weights) < 0 or not any(weights):
-        raise UserError(
-            f"rl.verifier_weight = {weights[0]}, rl.reward_model_weight = {weights[1]}; give none below 0 and one above"
-        )
+        told = ", ".join(f"rl.{name} = {weight}" for name, weight in zip(names, weights))
+        raise UserError(f"{told}; give none below 0 and one above")
+    check_reward_model(config.rl)
     check_layout(config)
     replay_stage(config)
     ranks = config.parallel.dp_replicate * config.parallel.dp_shard
@@ -94,13 +77,29 @@ def check(config: Config) -> None:
             f"use a multiple of {ranks}"
         )
     check_algorithm(config.rl)
+    check_curriculum(config.rl.curriculum)
     if config.rl.sampling_rounds > 1 and not config.rl.verifier_weight:
         raise UserError(
             "rl.sampling_rounds: which groups teach is the verifier's verdict, which rl.verifier_weight = 0 leaves "
             "out; use sampling_rounds=1"
         )
-    if config.rl.samples_per_prompt < 2:
+    if config.rl.samples_per_prompt < (1 if config.rl.algorithm in NO_GROUPS else 2):
         raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
+
+
+def check_curriculum(curriculum: CurriculumConfig) -> None:
+    """Raises UserError for settings outside their range."""
+    for key, low, high in (("floor", 1e-6, 1), ("memory", 0, 1), ("unlock_at", 0, 1)):
+        if (value := getattr(curriculum, key)) is not None and not low <= value <= high:
+            raise UserError(f"rl.curriculum.{key} = {value}; give {low} to {high}")
+    for key in ("pool", "guess_tries"):
+        if getattr(curriculum, key) < 0:
+            raise UserError(f"rl.curriculum.{key} = {getattr(curriculum, key)}; give at least 0")
+    asked = {"prioritised": curriculum.prioritised, "unlock_at": curriculum.unlock_at is not None}
+    asked["guess_tries"] = curriculum.guess_tries > 0
+    for key, wanted in asked.items():
+        if wanted and not curriculum.pool:
+            raise UserError(f"rl.curriculum.{key}: there is no pool to draw from; set rl.curriculum.pool, such as 4096")
 
 
 def check_algorithm(rl: RlConfig) -> None:
@@ -111,14 +110,27 @@ def check_algorithm(rl: RlConfig) -> None:
         ("sampling_rounds", 1),
         ("overlong_cache", 0),
         ("truncation_penalty", 0),
+        ("length.weight", 0),
+        ("length.warmup_steps", 0),
+        ("repetition.longest_period", 0),
+        ("repetition.repeats", 2),
+        ("repetition.penalty", 0),
     ):
-        if getattr(rl, key) < least:
-            raise UserError(f"rl.{key} = {getattr(rl, key)}; give at least {least}")
+        if (value := attrgetter(key)(rl)) < least:
+            raise UserError(f"rl.{key} = {value}; give at least {least}")
     if rl.overlong_cache > rl.max_new_tokens:
         raise UserError(f"rl.overlong_cache = {rl.overlong_cache} is above rl.max_new_tokens = {rl.max_new_tokens}")
     for key in ("temperature", "temperature_end", "tau"):
         if (value := getattr(rl, key)) is not None and value <= 0:
             raise UserError(f"rl.{key} = {value}; give more than 0")
+    for key in ("gamma", "gae_lambda"):
+        if not 0 <= (value := getattr(rl, key)) <= 1:
+            raise UserError(f"rl.{key} = {value}; give 0 to 1")
+    if rl.critic.clip <= 0 or rl.critic.warmup_steps < 0:
+        raise UserError(
+            f"rl.critic: clip = {rl.critic.clip}, warmup_steps = {rl.critic.warmup_steps}; give a clip above 0 and "
+            "steps of at least 0"
+        )
     if rl.correction.kind is not Correction.none and rl.algorithm in WHOLE_ANSWERS:
         raise UserError(
             f"rl.correction.kind={rl.correction.kind.value} corrects token by token, but "
@@ -139,16 +151,21 @@ def main(runtime: Runtime) -> None:
     engine = NativeEngine(config, runtime.mesh, runtime.device, entropy=True)
     agreed = {f"rl.{key}": getattr(config.rl, key) for key in ("prompts_per_step", "samples_per_prompt")}
     agreed |= {f"rl.replay.{key}": getattr(config.rl.replay, key) for key in ("samples", "seq_len", "mixture")}
+    if config.rl.curriculum.pool:
+        agreed["rl.curriculum.pool"] = config.rl.curriculum.pool
     agreed = contract(config, data.summary["fingerprint"], "rl", [], **agreed)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
-    progress = begin_rl(runtime, engine, store)
-    rollout = NativeRollout(engine.replica(), data.tokenizer)
+    with_critic = config.rl.algorithm is Algorithm.ppo
+    critic = NativeEngine(config, runtime.mesh, runtime.device, "scalar") if with_critic else None
+    progress = begin_rl(runtime, data, engine, critic, store)
+    rollout = NativeRollout(engine.replica(), data.tokenizer, repetition=config.rl.repetition)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
-        reward = CombinedReward(
-            verifier, load_reward_model(runtime, data), config.rl.reward_model_weight, config.rl.verifier_weight
-        )
-        learner = Learner(config, engine, Replay.of(runtime, data), load_reference(runtime, data))
-        RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store).run(progress)
+        judge = load_reward_model(runtime, data)
+        reward = make_reward(runtime, verifier, judge, progress.get("reward"))
+        reference = load_start(runtime, data, "rl.kl.weight") if config.rl.kl.weight else None
+        watch = watch_reward(runtime, data, judge, reference, progress.get("overoptimisation"))
+        learner = Learner(config, engine, Replay.of(runtime, data), reference, critic)
+        RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store, watch).run(progress)
     write_summary(
         runtime,
         started,

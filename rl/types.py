@@ -18,6 +18,8 @@ class Prompt:
     answer: str
     """The reference answer, e.g. "85"."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    begun: str = ""
+    """What the answer is made to begin with; it is no part of the completion."""
 
 
 class Mark(Enum):
@@ -42,6 +44,7 @@ class Completion:
     tokens: ids after the prompt, ending with the end token unless ``truncated``.
     logprobs: log-probability of each token under the policy that drew it (temperature 1 numerics).
     policy_step: the step of the policy's weights.
+    thinking: how many of the tokens are thinking, its marks included.
     """
 
     prompt: Prompt
@@ -51,16 +54,21 @@ class Completion:
     text: str
     truncated: bool
     policy_step: int
+    thinking: int = 0
 
 
 @dataclass(frozen=True)
 class Score:
-    """A reward and its parts; ``valid`` is false when the verifier erred: mask the sample."""
+    """A reward and its parts; ``valid`` is false when the verifier erred: mask the sample.
+
+    steps: of each step that was judged, the index of its last token among the answer's, and its reward.
+    """
 
     reward: float
     valid: bool
     verdict: Verdict
     reward_model: float | None = None
+    steps: list[tuple[int, float]] | None = None
 
 
 class Task(Protocol):

@@ -43,6 +43,9 @@ class State:
     def bytes(self) -> int:
         return sum(piece.values.nbytes for group in self.groups.values() for piece in group.values())
 
+    def check_replicas(self) -> None:
+        """Each rank holds its own."""
+
     def state_dict(self) -> EngineState:
         return EngineState(self.groups["model"], self.groups["optimizer"], 1)
 

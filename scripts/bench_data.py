@@ -11,8 +11,11 @@ farside            document ids too; rows concatenated and cut, or packed by bes
 GPTDataset         index files built before; reset_position_ids, eod_mask_loss and no attention mask (its loop over
                    documents in Python is part of reset_position_ids). "plain": none of the two, so that masks and
                    positions are computed once and shared: less than the others give
-datasets           rows concatenated and cut before, in Arrow with a shuffled index, with_format("numpy"); it gives
-                   tokens only, from which labels are cut: less than the others give
+datasets           rows concatenated and cut before, in Arrow with a shuffled index, with_format("numpy"), and
+                   positions and weights computed for the batch in NumPy: what the others give. "tokens": from which
+                   labels are cut, and nothing else: less than the others give. "run_clm": the columns that
+                   transformers' example of that name makes (input_ids, attention_mask, labels), with_format("torch"),
+                   stacked; no positions and no weights
 """
 
 import itertools
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,9 @@ def main() -> None:
             "farside best_fit": ours(Path(folder), tokens, offsets, seq_len, "best_fit"),
             "GPTDataset": gpt_dataset(Path(folder), tokens, offsets, seq_len, reset=True),
             "GPTDataset plain": gpt_dataset(Path(folder), tokens, offsets, seq_len, reset=False),
-            "datasets": arrow(Path(folder), tokens, seq_len),
+            "datasets": arrow(Path(folder), tokens, seq_len, "whole"),
+            "datasets tokens": arrow(Path(folder), tokens, seq_len, "tokens"),
+            "datasets run_clm": run_clm(Path(folder), tokens, seq_len),
         }
         race(contestants, seq_len, settings["rounds"])
     with tempfile.TemporaryDirectory() as folder:
@@ -136,27 +141,73 @@ def stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def arrow(folder: Path, tokens: np.ndarray, seq_len: int) -> Iterator[int]:
-    import datasets
+def arrow(folder: Path, tokens: np.ndarray, seq_len: int, gives: str) -> Iterator[int]:
     import torch
+
+    def row(start: int) -> dict[str, np.ndarray]:
+        return {"tokens": np.asarray(tokens[start : start + seq_len + 1]).astype(np.int64)}
+
+    size = seq_len + 1
+    dataset, count = made(folder / f"arrow-{gives}", tokens, seq_len, row, {"tokens": ("int64", size)}, "numpy")
+    places = np.arange(size)[None]
+    index = 0
+    while True:
+        numbers = [(index + offset) % count for offset in range(8)]
+        index += 8
+        rows = np.stack([dataset[number]["tokens"] for number in numbers])
+        batch = torch.from_numpy(rows)
+        found, _labels = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+        if gives == "whole":
+            first = np.zeros(rows.shape, dtype=bool)
+            first[:, 1:] = rows[:, :-1] == END_OF_TEXT
+            starts = np.maximum.accumulate(np.where(first, places, 0), axis=1)
+            _positions = torch.from_numpy((places - starts)[:, :-1])
+            _documents = torch.from_numpy(first.cumsum(axis=1)[:, :-1])
+            _weights = torch.from_numpy((~first[:, 1:]).astype(np.float32))
+        yield found.numel()
+
+
+def run_clm(folder: Path, tokens: np.ndarray, seq_len: int) -> Iterator[int]:
+    def row(start: int) -> dict[str, np.ndarray]:
+        ids = np.asarray(tokens[start : start + seq_len])
+        return {
+            "input_ids": ids.astype(np.int32),
+            "attention_mask": np.ones(seq_len, dtype=np.int8),
+            "labels": ids.astype(np.int64),
+        }
+
+    columns = {
+        name: (kind, seq_len)
+        for name, kind in (("input_ids", "int32"), ("attention_mask", "int8"), ("labels", "int64"))
+    }
+    dataset, count = made(folder / "arrow-run_clm", tokens, seq_len, row, columns, "torch")
+    index = 0
+    while True:
+        rows = [dataset[(index + offset) % count] for offset in range(8)]
+        index += 8
+        yield stacked(rows)["input_ids"].numel()
+
+
+def made(
+    folder: Path,
+    tokens: np.ndarray,
+    seq_len: int,
+    row: Callable[[int], dict[str, np.ndarray]],
+    columns: dict[str, tuple[str, int]],
+    kind: str,
+) -> tuple[Any, int]:
+    """(shuffled dataset in that format, its rows); columns: name -> (element, length)."""
+    import datasets
 
     datasets.disable_progress_bars()
     count = (len(tokens) - 1) // seq_len
-
-    def rows() -> Iterator[dict[str, np.ndarray]]:
-        for number in range(count):
-            yield {"tokens": np.asarray(tokens[number * seq_len : (number + 1) * seq_len + 1]).astype(np.int64)}
-
-    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("int64"), length=seq_len + 1)})
-    made = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(folder / "arrow"))
-    dataset = made.shuffle(seed=0).with_format("numpy")
-    index = 0
-    while True:
-        numbers = [(index + row) % count for row in range(8)]
-        index += 8
-        batch = torch.from_numpy(np.stack([dataset[number]["tokens"] for number in numbers]))
-        found, _labels = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
-        yield found.numel()
+    features = datasets.Features(
+        {name: datasets.Sequence(datasets.Value(value), length=length) for name, (value, length) in columns.items()}
+    )
+    dataset = datasets.Dataset.from_generator(
+        lambda: (row(number * seq_len) for number in range(count)), features=features, cache_dir=str(folder)
+    )
+    return dataset.shuffle(seed=0).with_format(kind), count
 
 
 def race(contestants: dict[str, Iterator[int]], seq_len: int, rounds: int, seconds: float = 1.0) -> None:

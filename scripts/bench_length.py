@@ -1,15 +1,18 @@
 """Time and memory of one optimizer step against length: cp ranks of one thread each on this machine.
 
-python scripts/bench_length.py curve  [--lengths 4096 8192 ...]   # plot and table, cp = 1 and 2 (4: memory only)
+python scripts/bench_length.py curve [--lengths 4096 ...] [--cp 1 2 4] [--results FILE]
+                                     # 2 layers, width 64: plot and table, cp = 1 and 2 (4: memory only)
 python scripts/bench_length.py memory                            # 4 layers, no recomputation: cp = 2 over cp = 1
 python scripts/bench_length.py recompute [--lengths 8192 16384]  # 4 layers, one rank: every way to keep less
 python scripts/bench_length.py longest [--mlp-chunk 4096]        # 131,072 tokens on 2 ranks, full recomputation
 
 Memory is the increase of a rank's peak resident set over the process that has imported everything, in MiB; the busiest
-rank counts. A rank is a process of this script under torchrun.
+rank counts. A rank is a process of this script under torchrun. A curve is kept in FILE, point by point: what is there
+is not measured again, so that it can be made in parts; table and plot are made when all of it is there.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -39,14 +42,14 @@ from farside.train.loss import lm_loss
 MIB = 2**20
 
 
-def model_of(layers: int) -> ModelConfig:
+def model_of(layers: int, width: int) -> ModelConfig:
     return ModelConfig(
         vocab_size=3072,
-        hidden_size=256,
-        intermediate_size=768,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         head_dim=64,
     )
 
@@ -62,7 +65,7 @@ def worker(job: dict) -> None:
     kind = Recompute[job["recompute"]]
     train = TrainConfig(activation_checkpointing=kind, loss_chunk=1024, mlp_chunk=job["mlp_chunk"])
     config = Config(
-        model=model_of(job["layers"]),
+        model=model_of(job["layers"], job["width"]),
         parallel=ParallelConfig(cp=size, context=ContextConfig()),
         train=train,
         optim=OptimConfig(),
@@ -86,10 +89,12 @@ def worker(job: dict) -> None:
     os._exit(0)  # gloo's threads now and again abort the interpreter's teardown
 
 
-def run(cp: int, length: int, layers: int, recompute: str, mlp_chunk: int = 0, threads: int = 1) -> dict:
+def run(
+    cp: int, length: int, layers: int, recompute: str, mlp_chunk: int = 0, threads: int = 1, width: int = 256
+) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         job: dict = {"length": length, "layers": layers, "recompute": recompute, "threads": threads}
-        job["mlp_chunk"] = mlp_chunk
+        job |= {"mlp_chunk": mlp_chunk, "width": width}
         job["result"] = str(Path(folder) / "result.json")
         launcher = [sys.executable]
         if cp > 1:
@@ -124,8 +129,15 @@ def recompute(lengths: list[int], mlp_chunk: int) -> None:
         print(f"| {kind} | {f'chunks of {chunk:,}' if chunk else 'whole'} | {cells} | {slope:.1f} |", flush=True)
 
 
-def curve(lengths: list[int], image: Path, mlp_chunk: int) -> None:
-    rows = {cp: [run(cp, length, 2, "full", mlp_chunk) for length in lengths] for cp in (1, 2, 4)}
+def curve(lengths: list[int], ranks: list[int], kept: Path, image: Path, mlp_chunk: int) -> None:
+    found: dict[str, dict] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for length, cp in itertools.product(lengths, ranks):
+        if f"{cp} {length}" not in found:
+            found[f"{cp} {length}"] = run(cp, length, 2, "full", mlp_chunk, width=64)
+            kept.write_text(json.dumps(found))
+    if any(f"{cp} {length}" not in found for cp in (1, 2, 4) for length in lengths):
+        return
+    rows = {cp: [found[f"{cp} {length}"] for length in lengths] for cp in (1, 2, 4)}
     print("\n| tokens | cp 1: s | cp 2: s | cp 1: MiB | cp 2: MiB | cp 4: MiB |\n|---|---|---|---|---|---|")
     for number, length in enumerate(lengths):
         one, two, four = (rows[cp][number] for cp in (1, 2, 4))
@@ -161,10 +173,13 @@ def main() -> None:
     parser.add_argument("what", choices=["curve", "memory", "recompute", "longest"])
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--mlp-chunk", type=int, default=0, help="train.mlp_chunk; recompute takes 1,024 unless told")
+    parser.add_argument("--cp", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--results", type=Path, default=Path(tempfile.gettempdir()) / "bench_length_curve.json")
     parser.add_argument("--image", type=Path, default=Path("docs/images/length.png"))
     arguments = parser.parse_args()
     if arguments.what == "curve":
-        curve(arguments.lengths or [4096, 8192, 16384, 32768], arguments.image, arguments.mlp_chunk)
+        lengths = arguments.lengths or [4096 << power for power in range(6)]
+        curve(lengths, arguments.cp, arguments.results, arguments.image, arguments.mlp_chunk)
     elif arguments.what == "recompute":
         recompute(arguments.lengths or [8192, 16384], arguments.mlp_chunk or 1024)
     elif arguments.what == "memory":

@@ -62,6 +62,7 @@ ARMS = [
     Arm("dr_grpo", "add2", 45, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
     Arm("rloo", "add2", 45, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
     Arm("reinforce_pp", "add2", 45, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
+    Arm("ppo", "add2", 45, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from farside.configs.stages import Stage
 from farside.data.batch import Batch
+from farside.train.engine.base import Engine
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,17 @@ class Hook(Protocol):
     def rewind(self, step: int) -> None:
         """The run has gone back to ``step``: what was written after it will come again."""
         ...
+
+
+class ReplicaHook:
+    """Compares the weights of ranks that hold the same (train.guard.compare_replicas), between saves, which do so
+    too."""
+
+    def __init__(self, engine: Engine, every: int) -> None:
+        self.engine, self.every = engine, every
+
+    def __call__(self, info: StepInfo) -> None:
+        self.engine.check_replicas()
+
+    def rewind(self, step: int) -> None:
+        """Nothing was written."""

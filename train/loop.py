@@ -12,7 +12,7 @@ from farside.train.checkpoint.store import CheckpointStore
 from farside.train.console import StepPrinter
 from farside.train.engine.base import Engine
 from farside.train.guard import Guard, read
-from farside.train.hooks import Feed, Hook, StepInfo
+from farside.train.hooks import Feed, Hook, ReplicaHook, StepInfo
 from farside.train.loss import LossFn
 from farside.train.metrics import MetricsWriter
 from farside.train.model.flops import peak
@@ -44,7 +44,7 @@ class TrainLoop:
         self.make_loader, self.store, self.hooks, self.after_stage = (
             make_loader,
             store,
-            list(hooks),
+            [ReplicaHook(engine, runtime.config.train.guard.compare_replicas), *hooks],
             after_stage,
         )
         self.config: Config = runtime.config

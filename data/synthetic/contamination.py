@@ -14,16 +14,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from farside.data.batch import Sample
+from farside.data.mixing import StageMixture
 from farside.data.mixture import Source
 from farside.data.prepare import Prepared
 from farside.data.synthetic.needle import WORDINGS, NeedleSource, is_held_out
 from farside.data.synthetic.source import TaskSource
 from farside.data.tokenizer import Tokenizer
 
+CONTAMINATION = "contamination.json"
 RUN = 13
 DIFFERENT = 6
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -121,3 +124,17 @@ def scan(
             sources[name].sample(index, seq_len), isinstance(sources[name], NeedleSource | TaskSource)
         )
     ]
+
+
+def look(evaluation: Evaluation, mixtures: Sequence[StageMixture], few: int) -> list[dict[str, Any]]:
+    """One JSON object a stage: its name, how many samples of each entry were searched, and ``leaks``: entry -> what was
+    found there, in the order of the samples."""
+    found = []
+    for planned in mixtures:
+        names = list(planned.asked)
+        leaks: dict[str, list[dict[str, Any]]] = {}
+        sources = {name: planned.source(name) for name in names}
+        for name, sample, leak in scan(evaluation, sources, names, planned.stage.seq_len, few):
+            leaks.setdefault(name, []).append({"sample": sample, "kind": leak.kind, "what": leak.what})
+        found.append({"stage": planned.stage.name, "samples": few, "entries": names, "leaks": leaks})
+    return found

@@ -169,6 +169,8 @@ def _key_number(run: Run, name: str) -> str:
         known = f"held-out accuracy {accuracy}" if accuracy != NONE else ""
         return known or f"loss {loss_change(run.rows(name))}"
     if name == "reward" and run.summary(name):
+        if run.summary(name).get("kind") == "process":
+            return f"step accuracy {percent(run.summary(name).get('step_accuracy'))}"
         own = percent(run.summary(name).get("held_out_accuracy"))
         return f"pair accuracy {own}, format only {percent(run.summary(name).get('format_baseline_accuracy'))}"
     if name == "rl" and run.ran(name):

@@ -35,6 +35,37 @@ def loss_by_stage(stages: list[Stage]) -> bytes:
     return _png(figure)
 
 
+def drawn(stages: list[tuple[str, dict[str, Row]]]) -> bytes:
+    """A panel a stage: the shares drawn of each entry, of tokens and of rows, beside a mark for what was asked.
+
+    stages: (name, entry -> what data_drawn.json says of it).
+    """
+    columns = min(3, len(stages))
+    tall = -(-len(stages) // columns)
+    most = max(len(entries) for _, entries in stages)
+    figure, panels = _figure(tall, columns, 9.6, tall * (0.9 + 0.34 * most))
+    for axes, (stage, entries) in zip(panels, stages):
+        for place, entry in enumerate(entries.values()):
+            for offset, key, color in ((-0.17, "share_of_tokens", BLUE), (0.17, "share_of_rows", "#a3adb8")):
+                if is_number(value := entry.get(key)):
+                    axes.barh(place + offset, 100 * value, color=color, height=0.3)
+            if is_number(asked := entry.get("asked")):
+                axes.plot([100 * asked] * 2, [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.2)
+        axes.set_yticks(range(len(entries)), labels=[shown(name) for name in entries])
+        axes.set_ylim(most - 0.4, -0.6)
+        axes.set_title(shown(stage), fontsize=9.5, color=INK, loc="left")
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", color=LINE, linewidth=0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("share, %", fontsize=9.5, color=INK)
+    for axes in panels[len(stages) :]:
+        axes.axis("off")
+    marks = [("drawn, of tokens", BLUE), ("drawn, of rows", "#a3adb8"), ("asked for", ORANGE)]
+    handles = [panels[0].plot([], [], color=color, linewidth=5, label=label)[0] for label, color in marks]
+    figure.legend(handles=handles, fontsize=8.5, frameon=False, loc="outside upper right", ncols=3)
+    return _png(figure)
+
+
 def throughput(stages: list[Stage]) -> bytes:
     """Tokens a second and model FLOPs utilisation."""
     rows = [row for stage in stages for row in stage.rows]
@@ -94,6 +125,22 @@ def alone(rows: list[Row], summary: Row) -> bytes:
     _labels(score, "reward model's score", "RL step")
     _accuracy(accuracy, rows, summary)
     accuracy.set_xlabel("RL step", fontsize=9.5, color=INK)
+    return _png(figure)
+
+
+def overoptimisation(rows: list[Row], summary: Row) -> bytes:
+    """The proxy (reward model's score) and the truth (verified accuracy) over steps, the alarms, and the divergence."""
+    figure, (proxy, truth, drift) = _figure(1, 3, 9.6, 2.7)
+    _curve(proxy, rows, "proxy_window", BLUE)
+    _labels(proxy, "reward model's score", "RL step")
+    _accuracy(truth, rows, summary)
+    truth.set_xlabel("RL step", fontsize=9.5, color=INK)
+    _curve(drift, rows, "kl_start", BLUE)
+    _labels(drift, "KL from the start, nats", "RL step")
+    alarms = [row["step"] for row in rows if row.get("overoptimisation") and is_number(row.get("step"))]
+    for axes in (proxy, truth) if alarms else ():
+        axes.axvspan(alarms[0], alarms[-1], color=ORANGE, alpha=0.15, linewidth=0)
+        axes.axvline(alarms[0], color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
     return _png(figure)
 
 

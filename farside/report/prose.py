@@ -45,6 +45,15 @@ ALONE = (
 BEFORE_AFTER = (
     "The first held-out problems, neither picked by outcome nor ever trained on; the model answers without chance."
 )
+PROCESS = (
+    "This reward model judges steps: at the end of each it says how probably all is right so far. It learns from the "
+    "policy's own answers, a step being as right as what the policy makes of it, or from worked answers with a planted "
+    "mistake. Held-out answers with such a mistake measure it."
+)
+WATCH = (
+    "The reward model's score and the verified accuracy of sampled answers, means of the last steps. A score that "
+    "rises while accuracy falls means that the policy has found what the model overrates."
+)
 SAMPLED = "The first completions logged at these steps, right or wrong."
 CURVES = (
     "Faint: every step. Strong: running mean. Held-out problems are never trained on. Reward adds the "

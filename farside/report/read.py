@@ -29,6 +29,7 @@ class Run:
     machine: Row
     data: Row
     drawn: list[Row]
+    contamination: list[Row]
     """Pretraining's stages: what each draws from its sources."""
     phases: list[Row]
     metrics: dict[str, list[Row]]
@@ -89,6 +90,7 @@ def read_run(run_dir: Path) -> Run:
         machine=reader.object("machine.json"),
         data=reader.object("data.json"),
         drawn=reader.objects("pretrain/data_drawn.json") or reader.objects("data_drawn.json"),
+        contamination=reader.objects("pretrain/contamination.json") or reader.objects("contamination.json"),
         phases=reader.objects("phases.json"),
         metrics={phase: rows for phase, rows in metrics.items() if rows},
         summaries={phase: summary for phase, summary in summaries.items() if summary},

@@ -3,6 +3,7 @@
 from typing import Any
 
 from farside.report import plots, prose
+from farside.report.judge import watched
 from farside.report.markup import Markup, image, join, pill, quiet, section, table, tag
 from farside.report.numbers import NONE, change, is_number, number, percent
 from farside.report.read import Row, Run, mean, numbers_of
@@ -30,6 +31,7 @@ def reinforcement(run: Run) -> Markup:
             )
         )
         parts.append(table(("", "first 5 steps", "last 5 steps", "highest"), _rl_rows(rows), numeric=(1, 2, 3)))
+        parts += watched(rows, summary)
     return section("rl", title, *parts, *_reward_alone(run))
 
 
@@ -49,6 +51,7 @@ def _reward_alone(run: Run) -> list[object]:
         parts.append(
             image(plots.alone(rows, summary), "reward model's score and verified accuracy, reward model alone")
         )
+        parts += watched(rows, summary)
     return parts
 
 

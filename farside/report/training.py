@@ -3,6 +3,7 @@
 import itertools
 
 from farside.report import plots, prose
+from farside.report.judge import choosing
 from farside.report.markup import Markup, image, quiet, section, table, tag
 from farside.report.numbers import NONE, change, count, is_number, number, percent, size
 from farside.report.overview import CONTENTS, loss_change
@@ -113,6 +114,8 @@ def reward_model(run: Run) -> Markup:
     if not run.ran("reward"):
         return section("reward", CONTENTS["reward"], _NOT_YET)
     summary = run.summary("reward")
+    if summary.get("kind") == "process":
+        return section("reward", CONTENTS["reward"], *_process_model(run, summary), *choosing(summary))
     model, baseline = summary.get("held_out_accuracy"), summary.get("format_baseline_accuracy")
     parts: list[object] = [tag("p", prose.REWARD)]
     if is_number(model):
@@ -126,6 +129,10 @@ def reward_model(run: Run) -> Markup:
         parts.append(
             image(plots.reward_accuracy(model, baseline), "reward model beside length and format", narrow=True)
         )
+    calibrated = mapping(summary, "calibration")
+    if "error" in calibrated:
+        parts.append(quiet(f"Its probability for a pair is off by {percent(calibrated['error'])} (calibration error)."))
+    parts += choosing(summary)
     rows = run.rows("reward")
     trained = f"Trained on {number(summary.get('train_pairs'))} pairs" if "train_pairs" in summary else "Training"
     accuracy = numbers_of(rows, "accuracy")
@@ -133,3 +140,22 @@ def reward_model(run: Run) -> Markup:
         over = change(percent(mean(accuracy[:5])), percent(mean(accuracy[-20:])))
         trained += f": {len(rows):,} steps, loss {loss_change(rows)}, accuracy on training pairs {over}"
     return section("reward", CONTENTS["reward"], *parts, quiet(trained + "."))
+
+
+def _process_model(run: Run, summary: Row) -> list[object]:
+    """A model of steps: its accuracy up to a planted mistake, beside always saying what is commoner."""
+    planted, own = (mapping(mapping(summary, "steps"), kind) for kind in ("corrupted", "samples"))
+    rows = [
+        (name, number(found.get("count")), percent(found.get("accuracy")), percent(found.get("commoner")))
+        for name, found in (("up to a planted mistake", planted), ("of the policy's own answers", own))
+        if found
+    ]
+    trained = f"Trained on {number(summary.get('train_steps'))} steps of answers"
+    if losses := run.rows("reward"):
+        trained += f": {len(losses):,} updates, loss {loss_change(losses)}"
+    return [
+        tag("p", prose.PROCESS),
+        table(("held-out steps", "steps", "judged rightly", "always saying the commoner"), rows, numeric=(1, 2, 3)),
+        tag("p", "First wrong step found in ", tag("b", percent(planted.get("located"))), " of those answers."),
+        quiet(trained + "."),
+    ]

@@ -1,14 +1,36 @@
-"""PPO's critic: generalised advantage estimation and the clipped value loss (arXiv 1506.02438, 1707.06347).
+"""PPO with a critic: generalised advantage estimation and the clipped value loss (arXiv 1506.02438, 1707.06347).
 
-The policy's own loss is ``farside.rl.loss.clipped``. Shapes: N samples, T tokens; B rows, S positions.
+J = 1/Σ|o_i| Σ_i Σ_t min(rho A_t, clip(rho) A_t), A of GAE, normalised over the batch. A token's reward is the answer's
+at its last token, less the distance from the reference (``rl.kl.place=reward``). The critic is ``farside.rl.critic``.
+Shapes: N samples, T tokens; B rows, S positions.
 """
 
 import torch
 from torch import Tensor
 
+from farside.configs.schema import RlConfig
 from farside.data.batch import Batch
+from farside.rl.advantage import batch_normalised
+from farside.rl.algorithms.base import Algorithm, Normalisation, clip_bounds
+from farside.rl.experience import Experience
+from farside.rl.loss import clipped_objective
 from farside.train.loss import LossFn, WeightedSum
 from farside.train.model.heads import TokenOutputs
+
+
+def ppo(config: RlConfig) -> Algorithm:
+    return Algorithm(
+        lambda seen: batch_normalised(estimates(seen, config)[0], seen.counted_NT, seen.total),
+        clipped_objective(*clip_bounds(config), config.clip_dual),
+        Normalisation.token_mean,
+    )
+
+
+def estimates(seen: Experience, config: RlConfig) -> tuple[Tensor, Tensor]:
+    """(advantages, returns) [N, T] of what was sampled, by ``gae``."""
+    assert seen.values_NT is not None
+    rewards_NT = seen.token_rewards(seen.rewards_PG)
+    return gae(rewards_NT, seen.values_NT, seen.counted_NT, config.gamma, config.gae_lambda)
 
 
 def gae(rewards_NT: Tensor, values_NT: Tensor, counted_NT: Tensor, gamma: float, decay: float) -> tuple[Tensor, Tensor]:

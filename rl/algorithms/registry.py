@@ -12,6 +12,7 @@ from farside.rl.algorithms.dr_grpo import dr_grpo
 from farside.rl.algorithms.grpo import grpo
 from farside.rl.algorithms.gspo import gspo
 from farside.rl.algorithms.kimi import k2, k15
+from farside.rl.algorithms.ppo import ppo
 from farside.rl.algorithms.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from farside.rl.algorithms.rloo import rloo
 from farside.rl.correction import corrected
@@ -19,6 +20,7 @@ from farside.rl.kl import with_kl
 
 ALGORITHMS: dict[Name, Callable[[RlConfig], Algorithm]] = {
     Name.grpo: grpo,
+    Name.ppo: ppo,
     Name.dr_grpo: dr_grpo,
     Name.rloo: rloo,
     Name.reinforce_pp: reinforce_pp,
@@ -28,6 +30,9 @@ ALGORITHMS: dict[Name, Callable[[RlConfig], Algorithm]] = {
     Name.k15: k15,
     Name.k2: k2,
 }
+
+WHOLE_ANSWERS = (Name.rloo, Name.gspo, Name.k15, Name.k2)
+"""Their loss is one of an answer, which stands at each of its tokens: to leave out a token there leaves in its part."""
 
 
 def make_algorithm(config: RlConfig) -> Algorithm:

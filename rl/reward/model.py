@@ -1,6 +1,8 @@
 """The outcome reward model: a scalar head over the tokens of an answer, trained on pairs, used as a score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,8 +38,9 @@ def answer_scores(values_BS: Tensor, weights_BS: Tensor) -> Tensor:
     return (values_BS * weights_BS).sum(1) / weights_BS.sum(1).clamp(min=torch.finfo(weights_BS.dtype).tiny)
 
 
-def bradley_terry_loss(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
-    """-log sigmoid(chosen - rejected) per pair (Bradley and Terry 1952; Ouyang et al., arXiv 2203.02155).
+def bradley_terry_loss(outputs: TokenOutputs, batch: Batch, margin: float = 0.0) -> WeightedSum:
+    """-log sigmoid(chosen - rejected - margin) per pair (Bradley and Terry 1952; Ouyang et al., arXiv 2203.02155; the
+    margin: Llama 2, arXiv 2307.09288, eq. 2, there by how much people preferred the one, here one for all pairs).
 
     Rows 2i and 2i+1 are a pair's chosen and rejected answer, each with half the pair's weight.
     Metric: accuracy, the share of pairs in the right order.
@@ -47,36 +50,60 @@ def bradley_terry_loss(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
     margins = scores_B[0::2] - scores_B[1::2]
     weights = batch.weights.sum(1).view(-1, 2).sum(1)
     accuracy = (weights * (margins > 0)).sum().detach()
-    return WeightedSum(-(weights * F.logsigmoid(margins)).sum(), {"accuracy": accuracy})
+    return WeightedSum(-(weights * F.logsigmoid(margins - margin)).sum(), {"accuracy": accuracy})
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """raw: a score without bounds, higher is better. steps: (index of a step's last token among the answer's, how
+    probably all is right up to there), of a model that judges steps."""
+
+    raw: float
+    steps: list[tuple[int, float]] | None = None
+
+
+class Judge(Protocol):
+    """A trained reward model. center, scale: mean and standard deviation of its raw scores on held-out answers.
+    judges_steps: whether its opinions hold steps."""
+
+    center: float
+    scale: float
+    judges_steps: bool
+
+    def opinions(self, completions: Sequence[Completion]) -> list[Opinion]: ...
+
+
+@torch.no_grad()
+def head_values(model: Transformer, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with the scalar head's values [B, S] at its tokens, on the CPU, from an unsharded model."""
+    attention = SingleRank()
+    for batch in batches:
+        docs = Documents(batch.doc_ids, single=True)
+        moved = batch.to(model.output_weight.device)
+        attend = lambda layer, q, k, v, docs=docs: attention.attend(q, k, v, docs)  # noqa: E731
+        outputs = model(moved.tokens, moved.positions, moved.labels, attend)
+        assert outputs.values is not None
+        yield batch, outputs.values.cpu()
 
 
 class RewardModel:
-    """Scores completions. center, scale: mean and standard deviation of scores on held-out answers, so that the
-    sigmoid of the normalised score spreads over (0, 1)."""
+    """Scores whole answers; implements ``Judge``."""
+
+    judges_steps = False
 
     def __init__(self, model: Transformer, center: float = 0.0, scale: float = 1.0, rows_at_once: int = 256) -> None:
         self.model, self.center, self.scale, self.rows_at_once = model, center, scale, rows_at_once
-        self.attention = SingleRank()
 
-    @torch.no_grad()
     def raw_scores(self, completions: Sequence[Completion]) -> Tensor:
         """[N] on the CPU."""
-        scores = []
-        for first in range(0, len(completions), self.rows_at_once):
-            part = completions[first : first + self.rows_at_once]
-            batch = answer_batch(part, 1.0)
-            docs = Documents(batch.doc_ids, single=True)
-            batch = batch.to(self.model.output_weight.device)
-            attend = lambda layer, q, k, v, docs=docs: self.attention.attend(q, k, v, docs)  # noqa: E731
-            outputs = self.model(batch.tokens, batch.positions, batch.labels, attend)
-            scores.append(answer_scores(outputs.values, batch.weights).cpu())
-        return torch.cat(scores)
+        cuts = range(0, len(completions), self.rows_at_once)
+        batches = (answer_batch(completions[first : first + self.rows_at_once], 1.0) for first in cuts)
+        return torch.cat([answer_scores(values, batch.weights) for batch, values in head_values(self.model, batches)])
 
-    def scores(self, completions: Sequence[Completion]) -> list[float]:
-        """Normalised: sigmoid of the standardised score, in (0, 1)."""
-        return ((self.raw_scores(completions) - self.center) / self.scale).sigmoid().tolist()
+    def opinions(self, completions: Sequence[Completion]) -> list[Opinion]:
+        return [Opinion(raw) for raw in self.raw_scores(completions).tolist()]
 
 
 def normalisation(scores: np.ndarray) -> tuple[float, float]:
-    """(center, scale) for ``RewardModel``."""
+    """(center, scale) of a ``Judge``."""
     return float(scores.mean()), float(max(scores.std(), 1e-6))

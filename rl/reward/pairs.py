@@ -9,7 +9,7 @@ from typing import Any
 
 from farside.data.batch import Batch
 from farside.data.chat import END_THINK, THINK
-from farside.data.order import fold, permuted
+from farside.rl.reward.feed import ShuffledFeed
 from farside.rl.reward.model import answer_batch
 from farside.rl.types import Completion, Mark, Prompt, Verdict
 
@@ -63,29 +63,11 @@ def _nearest(answers: Sequence[Completion], other: Completion) -> Completion:
     return min(answers, key=lambda item: abs(len(item.tokens) - len(other.tokens)))
 
 
-class PairFeed:
-    """Batches of pairs for the training loop: pair i of the endless stream is a function of (seed, i)."""
+class PairFeed(ShuffledFeed[Pair]):
+    """Batches of pairs for the training loop."""
 
     def __init__(self, pairs: list[Pair], per_step: int, micro_pairs: int, seed: int, rank: int, size: int) -> None:
-        assert per_step % size == 0
-        self.pairs, self.per_step, self.micro_pairs, self.seed, self.rank, self.size = (
-            pairs,
-            per_step,
-            micro_pairs,
-            seed,
-            rank,
-            size,
-        )
-
-    def step(self, step: int) -> list[Batch]:
-        share = self.per_step // self.size
-        first = step * self.per_step + self.rank * share
-        drawn = [self.pairs[self._number(first + offset)] for offset in range(share)]
-        return [pair_batch(drawn[start : start + self.micro_pairs]) for start in range(0, share, self.micro_pairs)]
-
-    def _number(self, index: int) -> int:
-        epoch, within = divmod(index, len(self.pairs))
-        return permuted(within, len(self.pairs), fold(self.seed, "pairs", epoch))
+        super().__init__(pairs, pair_batch, "pairs", per_step, micro_pairs, seed, rank, size)
 
 
 def pair_batch(pairs: Sequence[Pair]) -> Batch:
@@ -107,9 +89,10 @@ def load_pairs(path: Path) -> dict[str, list[Pair]]:
     pairs: dict[str, list[Pair]] = {"train": [], "held_out": []}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        pairs[record["split"]].append(Pair(_completion(record["chosen"]), _completion(record["rejected"])))
+        pairs[record["split"]].append(Pair(read_completion(record["chosen"]), read_completion(record["rejected"])))
     return pairs
 
 
-def _completion(record: dict[str, Any]) -> Completion:
+def read_completion(record: dict[str, Any]) -> Completion:
+    """From what ``asdict`` made of it."""
     return Completion(**{**record, "prompt": Prompt(**record["prompt"])})

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from farside.configs.schema import RepetitionConfig
 from farside.data.order import rng
 from farside.data.tokenizer import Tokenizer
+from farside.rl.overthinking import thinking_tokens
 from farside.rl.types import Completion, Prompt
 from farside.train.engine.native import sync_weights
-from farside.train.inference.generate import generate
+from farside.train.inference.generate import NO_LOOPS, generate
 from farside.train.model.transformer import Transformer
 
 
@@ -21,8 +23,10 @@ class NativeRollout:
     how prompts are spread over ranks, and a resumed run draws what the uninterrupted one drew.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, step: int = 0) -> None:
-        self.model, self.tokenizer, self.step = model, tokenizer, step
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, step: int = 0, repetition: RepetitionConfig = NO_LOOPS
+    ) -> None:
+        self.model, self.tokenizer, self.step, self.repetition = model, tokenizer, step, repetition
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], step: int) -> None:
         sync_weights(self.model, weights)
@@ -31,7 +35,7 @@ class NativeRollout:
     def generate(
         self, prompts: list[Prompt], samples: int, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Completion]:
-        encoded = [self.tokenizer.encode_prompt(prompt.question) for prompt in prompts]
+        encoded = [self.tokenizer.encode_prompt(p.question) + self.tokenizer.encode(p.begun) for p in prompts]
         uniforms = None
         if temperature > 0:
             draws = [
@@ -39,7 +43,9 @@ class NativeRollout:
             ]
             uniforms = torch.from_numpy(np.stack(draws))
         assert uniforms is not None or samples == 1, "greedy decoding gives one sample"
-        answers = generate(self.model, encoded, max_new_tokens, self.tokenizer.end, uniforms, temperature or 1.0)
+        answers = generate(
+            self.model, encoded, max_new_tokens, self.tokenizer.end, uniforms, temperature or 1.0, self.repetition
+        )
         return [
             Completion(
                 prompt=prompts[number // samples],
@@ -49,6 +55,7 @@ class NativeRollout:
                 text=self.tokenizer.decode(answer.tokens),
                 truncated=answer.truncated,
                 policy_step=self.step,
+                thinking=thinking_tokens(answer.tokens, self.tokenizer.think, self.tokenizer.end_think),
             )
             for number, answer in enumerate(answers)
         ]

@@ -56,6 +56,7 @@ class AdditionTask(DatasetTask):
     """Addition with traces; verdicts need no child process."""
 
     score_is_cheap = True
+    step_separator = " "
 
     def __init__(self, dataset: AdditionDataset, full_share: float, compact_share: float) -> None:
         super().__init__("addition", dataset)

@@ -1,17 +1,20 @@
 """Leaks are found where they are planted, and nowhere in what training draws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from farside.configs.schema import Config, DataConfig, SourceConfig, TokenizerConfig
+from farside.configs.stages import pretrain_stages
 from farside.data.batch import Sample, document_sample
 from farside.data.order import rng
 from farside.data.pack import TextSource
 from farside.data.prepare import Prepared, prepare
 from farside.data.synthetic import tasks
-from farside.data.synthetic.contamination import RUN, Evaluation, run_hashes, scan
+from farside.data.synthetic.contamination import RUN, Evaluation, look, run_hashes, scan
 from farside.data.synthetic.needle import NeedleWriter
-from farside.train.phase import make_sources
+from farside.train.phase import make_mixtures, make_sources
 from tests.data.conftest import CORPORA
 
 
@@ -103,3 +106,16 @@ def test_a_source_that_ignores_the_split_is_found(
     )
     found = scan(evaluation, make_sources(config, data), [f"{kind}_{language}"], 400, 8)
     assert "pair" in {leak.kind for _, _, leak in found}
+
+
+def test_a_run_looks_at_every_entry_of_its_stages(config: Config, data: Prepared, evaluation: Evaluation) -> None:
+    shares = {"en": 0.4, "needle_zh": 0.3, "mine": 0.3, "zh": 0.0}
+    asked = replace(config, data=replace(config.data, mixture=shares, seq_len=400, global_batch_size=4))
+    stages = pretrain_stages(asked)
+    haystack = TextSource("mine", data.tokens("en", "haystack"), data.tokenizer.end_of_text, 0)
+    mixtures = make_mixtures(asked, stages, data, {**make_sources(asked, data), "mine": haystack})
+    [found] = look(evaluation, mixtures, 4)
+    assert found["entries"] == ["en", "needle_zh", "mine"]
+    assert found["leaks"].keys() == {"mine"}
+    assert {leak["sample"] for leak in found["leaks"]["mine"]} == {0, 1, 2, 3}
+    assert look(evaluation, mixtures, 0)[0]["leaks"] == {}

@@ -158,6 +158,11 @@ def run_dir(tmp_path: Path) -> Path:
     stage = {"stage": "s0", "seq_len": 128, "packing": "best_fit", "samples": 1920, "entries": drawn}
     (run / "pretrain").mkdir(parents=True, exist_ok=True)
     _json(run / "pretrain/data_drawn.json", [stage])
+    leak = {"sample": 3, "kind": "needle", "what": "amber falcon / river stone"}
+    _json(
+        run / "pretrain/contamination.json",
+        [{"stage": "s0", "samples": 8, "entries": ["en", "copy"], "leaks": {"en": [leak]}}],
+    )
     _training(run / "pretrain/metrics.jsonl", STAGES, 7.6, noise)
     _training(run / "sft/metrics.jsonl", [("sft", 512, 120)], 3.4, noise)
     reward = [

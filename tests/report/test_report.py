@@ -95,7 +95,7 @@ def test_finished_run_tells_the_whole_story(run_dir: Path) -> None:
     ):
         assert expected in page.text, expected
     assert "not run yet" not in page.text.lower()
-    assert page.tags.count("img") == 7
+    assert page.tags.count("img") == 8
     assert "script" not in page.tags
 
 
@@ -220,6 +220,8 @@ def test_wrong_types_and_missing_numbers_do_not_stop_the_report(run_dir: Path) -
     change_json(run_dir / "data.json", sources={"en": None, "zh": {"train_tokens": 0, "train_bytes": "x"}})
     bad = [None, {"entries": 3}, {"entries": {"en": None, "zh": {"asked": "x", "lengths": {"0": 1, "9": {}}}}}]
     (run_dir / "pretrain/data_drawn.json").write_text(json.dumps(bad))
+    worse = [None, {"samples": 8, "entries": 2, "leaks": {"en": 1, "zh": [None, {}]}}, {"samples": "x"}]
+    (run_dir / "pretrain/contamination.json").write_text(json.dumps(worse))
     (run_dir / "phases.json").write_text('[{"seconds": null}, 3, {"name": "rl", "seconds": "x", "status": null}]')
     assert page_of(run_dir).text
 
@@ -235,11 +237,24 @@ def test_one_phase_alone_keeps_its_metrics_at_the_top(run_dir: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_leaks_of_the_needle_grid_are_shown_and_their_absence_said(run_dir: Path) -> None:
+    text = page_of(run_dir).text
+    assert "1 leaks" in text
+    assert "amber falcon / river stone" in text
+    (run_dir / "pretrain/contamination.json").write_text(
+        json.dumps([{"stage": "s0", "samples": 8, "entries": ["en", "copy"], "leaks": {}}])
+    )
+    assert "16 samples searched for the needle grid's pairs" in page_of(run_dir).text
+    (run_dir / "pretrain/contamination.json").unlink()
+    assert "searched for" not in page_of(run_dir).text
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_single_step_is_drawn(run_dir: Path) -> None:
     for phase in ("pretrain", "sft", "reward", "rl", "rl_reward_alone"):
         path = run_dir / phase / "metrics.jsonl"
         path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert page_of(run_dir).tags.count("img") == 7
+    assert page_of(run_dir).tags.count("img") == 8
 
 
 @pytest.mark.usefixtures("unrendered")

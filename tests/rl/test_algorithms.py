@@ -15,6 +15,7 @@ from farside.configs.schema import (
     Config,
     Correction,
     CorrectionConfig,
+    CriticConfig,
     KlConfig,
     KlEstimator,
     MirrorBaseline,
@@ -39,7 +40,8 @@ def seen(rewards: list[list[float]], lengths: list[int], valid: list[bool] | Non
     rewards_PG = torch.tensor(rewards, dtype=torch.float64)
     valid_N = torch.ones(rewards_PG.numel(), dtype=torch.bool) if valid is None else torch.tensor(valid)
     counted = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]) & valid_N[:, None]
-    return Experience(rewards_PG, valid_N.view_as(rewards_PG), counted, list, torch.zeros(counted.shape).double())
+    zeros = torch.zeros(counted.shape).double()
+    return Experience(rewards_PG, valid_N.view_as(rewards_PG), counted, list, zeros, values_NT=zeros)
 
 
 def advantages(name: Algorithm, rewards: list[float], **settings: object) -> list[float]:
@@ -61,6 +63,7 @@ def test_every_name_has_an_algorithm() -> None:
     ("name", "size"),
     [
         (Algorithm.grpo, 0.5 / (SQRT_THIRD + 1e-6)),  # 0.866024
+        (Algorithm.ppo, 1.0),  # of a critic that expects nothing
         (Algorithm.dapo, 0.5 / (SQRT_THIRD + 1e-6)),
         (Algorithm.gspo, 0.5 / (SQRT_THIRD + 1e-6)),
         (Algorithm.dr_grpo, 0.5),
@@ -306,6 +309,8 @@ def test_losses_against_loops(
         ({"updates_per_step": 0}, r"rl\.updates_per_step = 0; give at least 1"),
         ({"overlong_cache": 99}, r"rl\.overlong_cache = 99 is above rl\.max_new_tokens"),
         ({"temperature_end": 0.0}, r"rl\.temperature_end = 0\.0"),
+        ({"gae_lambda": 1.5}, r"rl\.gae_lambda = 1\.5; give 0 to 1"),
+        ({"critic": CriticConfig(clip=0)}, r"rl\.critic: clip = 0"),
         ({"kl": KlConfig(weight=-1)}, r"rl\.kl\.weight = -1"),
         ({"correction": CorrectionConfig(low=3.0)}, r"rl\.correction: low = 3\.0"),
         (

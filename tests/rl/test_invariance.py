@@ -24,8 +24,16 @@ from tests.train.models import SMALL, small_config
 
 PROMPTS, SAMPLES = 4, 3
 BOUND = 1e-10
-CASES = [*(name.value for name in Algorithm), "grpo+tis", "dapo+icepop", "gspo+kl", "reinforce_pp+klreward"]
-COVER = ["gspo+kl", "reinforce_pp+klreward", "k2"]
+CASES = [
+    *(name.value for name in Algorithm),
+    "grpo+tis",
+    "dapo+icepop",
+    "gspo+kl",
+    "reinforce_pp+klreward",
+    "ppo+klreward",
+]
+COVER = ["gspo+kl", "ppo+klreward", "k2"]
+CRITIC = "critic."
 ONE = ParallelConfig()
 LAYOUTS = {"dp": ParallelConfig(dp_shard=2), "cp": ParallelConfig(cp=2), "tp": ParallelConfig(tp=2)}
 
@@ -37,6 +45,7 @@ def configured(case: str) -> Config:
     config = small_config(SMALL)
     config.rl.algorithm = Algorithm[name]
     config.rl.samples_per_prompt, config.rl.max_new_tokens, config.rl.tau = SAMPLES, 9, 0.3
+    config.rl.gae_lambda, config.rl.gamma = 0.9, 0.97
     if name == "gspo":
         config.rl.clip_low = config.rl.clip_high = 0.1  # its own are so narrow that noise would leave nothing to clip
     if extra in ("tis", "icepop"):
@@ -50,6 +59,13 @@ def configured(case: str) -> Config:
 def engine_of(config: Config, mesh: Mesh, layout: ParallelConfig, seed: int) -> NativeEngine:
     config = replace(config, parallel=layout, train=replace(config.train, seed=seed))
     return NativeEngine(config, mesh, torch.device("cpu"), entropy=True)
+
+
+def critic_of(config: Config, mesh: Mesh, layout: ParallelConfig) -> NativeEngine | None:
+    if config.rl.algorithm is not Algorithm.ppo:
+        return None
+    config = replace(config, parallel=layout, train=replace(config.train, seed=2))
+    return NativeEngine(config, mesh, torch.device("cpu"), "scalar")
 
 
 def samples() -> tuple[list[Completion], list[Score]]:
@@ -115,7 +131,7 @@ def gradients(
         config.rl.micro_batch_size = micro_batch
         engine = engine_of(config, mesh, layout, 0)
         reference = engine_of(config, mesh, layout, 1) if config.rl.kl.weight else None
-        learner = Learner(config, engine, Replay(None, 0.0), reference)
+        learner = Learner(config, engine, Replay(None, 0.0), reference, critic_of(config, mesh, layout))
         share = len(items) // engine.mesh.dp_size
         mine = slice(engine.mesh.dp_rank * share, (engine.mesh.dp_rank + 1) * share)
         batches, total = learner.batches(items[mine], scores[mine])
@@ -125,6 +141,11 @@ def gradients(
             batches = [batch.padded_to_multiple(32) for batch in batches]
         outputs = engine.forward_backward(batches, learner.loss_fn, total)
         seen[case] = outputs.loss.item(), {name: value.clone() for name, value in engine.named_gradients()}
+        if learner.critic is not None:
+            critic, told = learner.critic, torch.tensor(learner.critic.explained_variance(batches))
+            critic.engine.forward_backward(batches, critic.loss_fn, total)
+            theirs = {f"{CRITIC}{name}": value.clone() for name, value in critic.engine.named_gradients()}
+            seen[case][1].update({**theirs, "explained variance": told})
     return seen
 
 
@@ -147,7 +168,8 @@ def alone(drawn: tuple[list[Completion], list[Score]]) -> Seen:
 
 
 def test_the_algorithms_differ(alone: Seen) -> None:
-    flat = [torch.cat([value.flatten() for value in grads.values()]) for _, grads in alone.values()]
+    policies = [[value for name, value in grads.items() if name.startswith("model.")] for _, grads in alone.values()]
+    flat = [torch.cat([value.flatten() for value in values]) for values in policies]
     different = {tuple((vector / vector.norm()).mul(1e6).round().tolist()) for vector in flat}
     assert len(different) == len(CASES) - 1, "k15 and k2 have one direction, all others their own"
 

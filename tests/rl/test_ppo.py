@@ -1,6 +1,7 @@
 """PPO's critic: golden advantages, the value loss against a loop, and its gradient however the batch is cut."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from farside.configs.schema import ParallelConfig
+from farside.configs.errors import UserError
+from farside.configs.schema import Algorithm, CheckpointConfig, Config, ParallelConfig, RlConfig
 from farside.data.batch import Batch
+from farside.parallel.box import Box
 from farside.parallel.mesh import ParallelDims
-from farside.rl.algorithms.ppo import gae, value_loss
+from farside.rl.algorithms.ppo import estimates, gae, value_loss
+from farside.rl.algorithms.registry import make_algorithm
+from farside.rl.critic import Critic, saved
+from farside.rl.experience import Experience
+from farside.train.checkpoint.store import CheckpointStore
+from farside.train.engine.base import EngineState
 from farside.train.engine.native import NativeEngine
 from farside.train.model.heads import TokenOutputs
 from tests.ranks import Rank, RankPool
@@ -29,6 +37,96 @@ def test_golden_gae(decay: float, golden: list[float]) -> None:
     assert advantages[0].tolist() == pytest.approx([*golden, 0], rel=0, abs=1e-12)
     wanted = [a + v for a, v in zip(golden, (0.2, 0.4, 0.6))]
     assert returns[0].tolist() == pytest.approx([*wanted, 0], rel=0, abs=1e-12)
+
+
+def test_golden_ppo() -> None:
+    """Two answers of two tokens to one problem, the first right; the critic knew of the second token."""
+    values = torch.tensor([[0.5, 1.0], [0.5, 0.0]], dtype=torch.float64)
+    counted, kl = torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.float64)
+    seen = Experience(tensor(1, 0)[None], counted[:1], counted, list, kl, values)
+    config = RlConfig(algorithm=Algorithm.ppo)
+    advantages, returns = estimates(seen, config)
+    assert advantages.tolist() == [[0.5, 0.0], [-0.5, 0.0]]
+    assert returns.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    found = make_algorithm(config).advantages(seen)
+    assert found.flatten().tolist() == pytest.approx([2**0.5, 0, -(2**0.5), 0], rel=0, abs=1e-12)
+    one_step, _ = estimates(replace(seen, values_NT=values - 0.1), RlConfig(gae_lambda=0.0, gamma=0.5))
+    wanted = [0.5 * 0.9 - 0.4, 1 - 0.9, 0.5 * -0.1 - 0.4, 0.1]
+    assert one_step.flatten().tolist() == pytest.approx(wanted, rel=0, abs=1e-12)
+    taken, _ = estimates(replace(seen, kl_NT=kl + 0.25), config)  # what the reward takes for distance, token by token
+    assert taken.flatten().tolist() == pytest.approx([0.0, -0.25, -1.0, -0.25], rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "explained"), [([1, 2, 4], 1.0), ([5, 6, 8], 1.0), ([3, 3, 3], 0.0), ([0.5, 1, 2], 0.75)]
+)
+def test_explained_variance(values: list[float], explained: float) -> None:
+    """Whatever has no weight does not count; ``packed`` over two batches."""
+    row = lambda *numbers: tensor(*numbers)[None]  # noqa: E731
+    zeros = torch.zeros(1, 2, dtype=torch.long)
+    first, second = {"returns": row(1, 2), "old_values": row(*values[:2])}, {"returns": row(4, 99)}
+    second["old_values"] = row(values[2], torch.nan)
+    batches = [
+        Batch(zeros, zeros, row(*weights), zeros, zeros, extras)
+        for weights, extras in (((1, 1), first), ((1, 0), second))
+    ]
+    critic = Critic(Config(), None, list)  # type: ignore[arg-type]
+    assert critic.explained_variance(batches) == pytest.approx(explained, rel=0, abs=1e-12)
+
+
+def scalar_engine(layout: ParallelConfig, place: Rank, head: str, seed: int) -> NativeEngine:
+    config = replace(small_config(SMALL), parallel=layout)
+    config.train.seed = seed
+    mesh = ParallelDims.resolve(layout, place.world_size).build("cpu")
+    return NativeEngine(config, mesh, torch.device("cpu"), head)
+
+
+def policy_and_critic(place: Rank, folder: Path, layout: ParallelConfig, seed: int, updates: int) -> EngineState:
+    """What both hold after some updates of the critic and another number of the policy, or what they resume from."""
+    policy, critic = scalar_engine(layout, place, "lm", seed), scalar_engine(layout, place, "scalar", seed + 1)
+    store = CheckpointStore(folder, CheckpointConfig(), policy.mesh.world, {"model": "test"})
+    whole = saved(policy, critic)
+    for _ in range(updates):
+        batch = random_batch(3, 8, 12)
+        batch = replace(batch, extras={name: torch.zeros_like(batch.weights) for name in ("old_values", "returns")})
+        critic.forward_backward([batch], value_loss(9.0), batch.weight)
+        critic.step(1e-2)
+    if updates:
+        store.save(whole, 4, {"rope": policy.rope.record()})
+        store.finish()
+    else:
+        assert store.resume(whole) is not None
+    assert critic.optimizer.updates == (updates or 3)
+    assert policy.optimizer.updates == 0
+    return replace(whole.state_dict(), model={})
+
+
+def test_a_checkpoint_holds_the_critic_on_any_mesh(ranks: RankPool, tmp_path: Path) -> None:
+    alone, tp = ParallelConfig(), ParallelConfig(tp=2)
+    written = policy_and_critic(Rank(0, 1), tmp_path, alone, 0, 3)
+    read = policy_and_critic(Rank(0, 1), tmp_path, alone, 9, 0)
+    assert written.optimizer.keys() == read.optimizer.keys()
+    assert "critic.score.weight" in read.optimizer
+    assert "critic.exp_avg.score.weight" in read.optimizer
+    for name, piece in written.optimizer.items():
+        assert torch.equal(piece.values, read.optimizer[name].values), name
+    parts = ranks.run(policy_and_critic, 2, tmp_path, tp, 9, 0)
+    for part in parts:
+        for name, piece in part.optimizer.items():
+            assert torch.equal(piece.values, written.optimizer[name].values[piece.box.within(Box.whole(piece.whole))])
+    names = [name for part in parts for name in part.optimizer]
+    assert set(names) == set(written.optimizer)
+    assert names.count("critic.updates") == 1
+
+
+def test_a_checkpoint_without_a_critic_is_refused(tmp_path: Path) -> None:
+    policy = scalar_engine(ParallelConfig(), Rank(0, 1), "lm", 0)
+    store = CheckpointStore(tmp_path, CheckpointConfig(), policy.mesh.world, {"model": "test"})
+    store.save(policy, 4, {})
+    store.finish()
+    critic = scalar_engine(ParallelConfig(), Rank(0, 1), "scalar", 0)
+    with pytest.raises(UserError, match="began without a critic"):
+        store.resume(saved(policy, critic))
 
 
 NUMBERS = st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=6)

@@ -163,7 +163,7 @@ def test_reward_is_verdict_plus_weighted_opinion(tokenizer: Tokenizer) -> None:
         scores = CombinedReward(verifier, model, 0.25).score(answers)
         plain = CombinedReward(verifier, None, 0.25).score(answers)
         alone = CombinedReward(verifier, model, 0.5, verifier_weight=0.0).score(answers)
-    opinions = model.scores(answers)
+    opinions = ((model.raw_scores(answers) - model.center) / model.scale).sigmoid().tolist()
     assert 0 < min(opinions) < 0.5 < max(opinions) < 1
     assert [score.reward for score in scores] == pytest.approx([1 + 0.25 * opinions[0], 0.25 * opinions[1]])
     assert [score.reward for score in plain] == [1.0, 0.0]

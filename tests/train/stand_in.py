@@ -45,6 +45,9 @@ class RowEngine:
         for piece in self.tensors.values():
             piece.values.add_(amount)
 
+    def check_replicas(self) -> None:
+        """Each rank holds its own."""
+
     def state_dict(self) -> EngineState:
         held = {name: piece for name, piece in self.tensors.items() if piece.box.numel}
         model = {name: piece for name, piece in held.items() if not name.startswith("m.")}

@@ -32,6 +32,9 @@ class FakeEngine:
     def __init__(self, value: float) -> None:
         self.value = value
 
+    def check_replicas(self) -> None:
+        """Each rank holds its own."""
+
     def state_dict(self) -> EngineState:
         model, moment = (torch.full((3,), value) for value in (self.value, -self.value))
         box = Box.whole(model.shape)

@@ -20,7 +20,7 @@ ORDER_OF_SAMPLES = ("seq_len", "global_batch_size", "mixture", "packing", "lengt
 FREE = ("optim.", "schedule.", "parallel.", "train.", "checkpoint.", "data.micro_batch_size", "stages.", "sft.", "rl.")
 """Settings that a checkpoint records, so that one can see what changed on the way."""
 NEVER_FORCED = ("optim.kind",)
-PLACES = ("train.init_from", "rl.reward_model")
+PLACES = ("train.init_from", "rl.reward_model", "rl.critic.init_from")
 """Not recorded: paths, which differ between equal runs."""
 
 

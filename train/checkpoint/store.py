@@ -25,7 +25,7 @@ from farside.train.checkpoint.retention import (
 )
 from farside.train.checkpoint.saving import Groups, Saving, Snapshot
 from farside.train.console import say
-from farside.train.engine.base import Engine
+from farside.train.engine.base import Stateful
 
 T = TypeVar("T")
 OWN_KEYS = ("identity", "parent", "updates", "contract", "metrics")
@@ -68,12 +68,14 @@ class CheckpointStore:
         """Whether a save has failed on this rank. When any rank says so, all are to call ``finish``, which raises."""
         return self.saving is not None and self.saving.problem is not None
 
-    def save(self, engine: Engine, step: int, progress: dict[str, Any]) -> None:
+    def save(self, engine: Stateful, step: int, progress: dict[str, Any]) -> None:
         """Starts to save, or does it all if not asynchronous. Collective; a save under way is finished first.
 
-        Raises SaveFailed on all ranks for what fails on one, here or from ``finish``.
+        Raises SaveFailed on all ranks for what fails on one, here or from ``finish``; ReplicasDiffer before anything
+        is written.
         """
         self.finish()
+        engine.check_replicas()
         progress = json.loads(json.dumps(progress, allow_nan=False))  # a copy, of what may be saved at all
         if self.last == (step, progress):  # asked to stop right after a save
             return
@@ -157,7 +159,7 @@ class CheckpointStore:
             mine = sum(piece.values.nbytes for held in groups.values() for piece in held.values())
             self.bytes = sum(comm.gather_objects(mine, self.group))
 
-    def preflight(self, engine: Engine) -> None:
+    def preflight(self, engine: Stateful) -> None:
         """Before the first step: raises UserError unless the disk has room for one checkpoint more than are kept, and
         takes the memory of the copies. Collective."""
         state = engine.state_dict()
@@ -172,7 +174,7 @@ class CheckpointStore:
         if problem:
             raise UserError(problem)
 
-    def resume(self, engine: Engine) -> Checkpoint | None:
+    def resume(self, engine: Stateful) -> Checkpoint | None:
         """Loads the newest checkpoint of this run that is whole, or returns None if there is none at all. Collective.
 
         Corrupt ones are set aside, with a warning. Raises UserError if all are corrupt, or for another model or
@@ -204,7 +206,7 @@ class CheckpointStore:
         checkpoint_format.recover(self.folder)
         return complete(self.run_dir)[::-1]
 
-    def _load(self, checkpoint: Checkpoint, engine: Engine) -> None:
+    def _load(self, checkpoint: Checkpoint, engine: Stateful) -> None:
         if self.contract is not None:
             theirs = _told(checkpoint, "contract")
             contract.check(theirs, self.contract, checkpoint.step, self.settings.force, checkpoint.path)

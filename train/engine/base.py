@@ -56,7 +56,23 @@ class EngineState:
     updates: int
 
 
-class Engine(Protocol):
+class Stateful(Protocol):
+    """What a checkpoint stores and restores."""
+
+    def state_dict(self) -> EngineState:
+        """No communication."""
+        ...
+
+    def check_replicas(self) -> None:
+        """Raises ReplicasDiffer if ranks that hold the same weights do not. Collective."""
+        ...
+
+    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
+        """Reads what this rank needs of whole tensors; no communication."""
+        ...
+
+
+class Engine(Stateful, Protocol):
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
         """Accumulates gradients; ``total_weight`` is Σ weight over all ranks. Ranks bring equally many batches."""
         ...
@@ -70,14 +86,6 @@ class Engine(Protocol):
         ...
 
     def set_rope(self, rope: Rope) -> None: ...
-
-    def state_dict(self) -> EngineState:
-        """No communication."""
-        ...
-
-    def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
-        """Reads what this rank needs of whole tensors; no communication."""
-        ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole weights by canonical name, one at a time: export and weight sync. Collective."""

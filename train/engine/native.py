@@ -15,6 +15,7 @@ from farside.parallel.box import Stored
 from farside.parallel.context.build import build
 from farside.parallel.context.documents import Documents
 from farside.parallel.mesh import Mesh
+from farside.parallel.replicas import check_replicas
 from farside.train.engine.base import EngineState, Judge, Outputs, StepStats, never
 from farside.train.engine.parallelize import parallelize
 from farside.train.engine.stages import Item
@@ -140,6 +141,10 @@ class NativeEngine:
             for name, piece in self.table.pieces(tensors).items()
         }
         return EngineState(self.table.pieces(self.weights.owned), moments, self.optimizer.updates)
+
+    def check_replicas(self) -> None:
+        if self.config.train.guard.compare_replicas:
+            check_replicas(self.weights.everywhere(), self.table)
 
     def load_weights(self, stored: Stored, absent: Collection[str] = ()) -> None:
         """Whole tensors by canonical name; every parameter must be there, but for those named in ``absent``."""

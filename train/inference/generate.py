@@ -10,8 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from farside.configs.schema import RepetitionConfig
 from farside.train.inference.cache import KVCache
+from farside.train.inference.repetition import LoopDetector
 from farside.train.model.transformer import Transformer
+
+NO_LOOPS = RepetitionConfig(longest_period=0)
+"""Nothing is looked for."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,9 @@ def generate(
     stop_token: int,
     uniforms: Tensor | None = None,
     temperature: float = 1.0,
+    repetition: RepetitionConfig = NO_LOOPS,
 ) -> list[Generated]:
-    """Continues every prompt until ``stop_token`` or ``max_new_tokens``.
+    """Continues every prompt until ``stop_token``, a loop of tokens or ``max_new_tokens``.
 
     uniforms: None decodes greedily; otherwise [P, samples, max_new_tokens] numbers in [0, 1), one a sampled
     token: its inverse-CDF draw. So a sample depends on its own numbers only, not on its neighbours.
@@ -49,18 +55,26 @@ def generate(
     tokens = torch.zeros(len(active), max_new_tokens, dtype=torch.long)
     logprobs = torch.zeros(len(active), max_new_tokens)
     counts = torch.zeros(len(active), dtype=torch.long)
+    loops = LoopDetector(repetition) if repetition.longest_period else None
+    if loops is not None:
+        loops.enter(len(active))
     for position in range(max_new_tokens):
         noise = None if draws is None else draws[active, position]
         token_B, logprob_B = _choose(model.logits(x_BE), noise, temperature)
         where = active.cpu()
         tokens[where, position], logprobs[where, position] = token_B.cpu(), logprob_B.float().cpu()
         counts[where] += 1
-        going = (token_B != stop_token).nonzero().squeeze(-1)
+        goes_on_B = token_B != stop_token
+        if loops is not None:
+            goes_on_B &= ~loops.step(token_B.cpu()).to(device)
+        going = goes_on_B.nonzero().squeeze(-1)
         if position + 1 == max_new_tokens or not len(going):
             break
         if len(going) < len(active):
             cache.select(going)
             active, token_B = active[going], token_B[going]
+            if loops is not None:
+                loops.select(going.cpu())
         x_BE = model.hidden(token_B[:, None], cache.lengths_B[:, None], cache.decode)[:, 0]
         cache.lengths_B += 1
     return [

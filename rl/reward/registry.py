@@ -1,0 +1,27 @@
+"""A trained reward model by its checkpoint."""
+
+import json
+from pathlib import Path
+
+from farside.configs.schema import RewardKind
+from farside.data.prepare import Prepared
+from farside.rl.policy import load_unsharded
+from farside.rl.reward.model import Judge, RewardModel
+from farside.rl.reward.process import ProcessModel
+from farside.rl.reward.steps import StepFinder
+from farside.rl.tasks.registry import make_task
+from farside.train.runtime import Runtime
+
+NORMALISATION = "normalisation.json"
+"""In the run directory of ``farside reward``: {"kind", "center", "scale"}."""
+
+
+def load_judge(runtime: Runtime, data: Prepared, path: Path) -> Judge:
+    """Unsharded on every rank. Raises UserError if it is of another model or no reward model. Collective."""
+    model, _ = load_unsharded(runtime, data, path, "scalar")
+    described = json.loads((path.parent.parent / NORMALISATION).read_text())
+    spread = described["center"], described["scale"]
+    if described["kind"] == RewardKind.outcome.value:
+        return RewardModel(model, *spread)
+    separator = make_task(runtime.config.sft.task).step_separator
+    return ProcessModel(model, StepFinder(data.tokenizer, separator), *spread)
