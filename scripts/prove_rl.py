@@ -50,19 +50,37 @@ class Arm:
     shuffled: bool = False
 
 
+SEARCH = ("sft.task.full_share=0.7", "sft.task.compact_share=0.3", "sft.task.tries=4", "sft.steps=700")
+LONG = ("rl.max_new_tokens=120", "rl.prompts_per_step=16", "rl.eval_prompts=300")
+COUNTDOWN = ("sft.task.name=countdown", "sft.task.numbers=4", "sft.task.operations='+-'")
 TASKS = {
-    "add2": Task("two-digit addition", (), 0.3),
+    "add2": Task("Two-digit addition", (), 0.3),
+    "cd4": Task(
+        "Countdown, four numbers, + and -; worked answers without a search",
+        (*COUNTDOWN, "sft.task.full_share=0", "sft.task.compact_share=0.7", "rl.max_new_tokens=40", "sft.steps=700"),
+        0.25,
+    ),
+    "cd4_search": Task(
+        "The same with worked answers that search",
+        (*COUNTDOWN, *SEARCH, *LONG),
+        0.25,
+    ),
 }
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
+GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
 ARMS = [
-    Arm("grpo", "add2", 45, (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")),
+    Arm("grpo", "add2", 45, GRPO),
     Arm("k15", "add2", 45, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")),
     Arm("k2", "add2", 45, (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
-    Arm("shuffled", "add2", 30, (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4"), shuffled=True),
-    Arm("dr_grpo", "add2", 45, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
-    Arm("rloo", "add2", 45, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
-    Arm("reinforce_pp", "add2", 45, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
-    Arm("ppo", "add2", 45, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("shuffled", "add2", 25, GRPO, shuffled=True),
+    Arm("dr_grpo", "add2", 30, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
+    Arm("rloo", "add2", 30, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
+    Arm("reinforce_pp", "add2", 30, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
+    Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
+    Arm("k15", "cd4", 60, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("grpo", "cd4_search", 80, GRPO, seeds=(0,)),
+    Arm("k15", "cd4_search", 80, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3"), seeds=(0,)),
 ]
 
 

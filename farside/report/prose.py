@@ -61,5 +61,5 @@ CURVES = (
 )
 MATH = (
     "Held-out problems, answered by one checkpoint. pass@k: at least one of k sampled answers is right; maj@k: the "
-    "most frequent of k is. Under a thinking budget the greedy thought is cut and closed, so that the model must answer."
+    "most frequent of k is. Under a thinking budget the greedy thought is cut and closed, so that it must answer."
 )
