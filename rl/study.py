@@ -6,8 +6,8 @@ Time is this process's CPU time, evaluations left out: on a shared machine the c
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from farside.configs.schema import Algorithm, Config
 from farside.data.batch import Batch
 from farside.data.chat import SPECIAL_TOKENS
-from farside.data.order import fold
+from farside.data.order import fold, rng
 from farside.data.tokenizer import Tokenizer
 from farside.parallel.box import Box
 from farside.rl.batches import padded_row
@@ -30,6 +30,7 @@ from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
+from farside.rl.types import Completion, Score
 from farside.train.engine.native import NativeEngine
 from farside.train.guard import Guard
 from farside.train.loss import lm_loss
@@ -73,6 +74,19 @@ class Budget:
         """How much of it is used up, from 0 to 1: what the learning rate's schedule goes by."""
         parts = [done / whole for done, whole in ((steps, self.steps), (seconds, self.seconds)) if whole]
         return min(max(parts), 1.0)
+
+
+class Shuffled(CombinedReward):
+    """The control: an iteration's rewards are dealt out anew among all of its samples. Verdicts stay, for metrics."""
+
+    def score(self, completions: Sequence[Completion]) -> list[Score]:
+        scores = super().score(completions)
+        order = rng("shuffled", completions[0].policy_step).permutation(len(scores))
+        return [replace(score, reward=scores[other].reward) for score, other in zip(scores, order)]
+
+
+def shuffled(reward: CombinedReward) -> CombinedReward:
+    return Shuffled(reward.verifier, reward.model, reward.weight, reward.verifier_weight)
 
 
 class Study:

@@ -3,6 +3,7 @@
 # the table lands in docs/NAME.md.
 #   demo_seeds    the demo with seeds 0, 1 and 2 (of data and of weights): are its numbers luck?
 #   parity        every layout against one process, in fp64, fp32 and bf16
+#   rl            do the RL algorithms learn, and does a control not? Hours on one core
 set -euo pipefail
 scripts="$(dirname "${BASH_SOURCE[0]}")"
 cd "$scripts/.."
@@ -23,6 +24,11 @@ case "$name" in
     ./scripts/setup.sh
     OMP_NUM_THREADS=1 .venv/bin/python -m tests.parity.table > docs/parity.md
     head -n 20 docs/parity.md
+    ;;
+  rl)
+    ./scripts/setup.sh
+    .venv/bin/python scripts/prove_rl.py run
+    .venv/bin/python scripts/prove_rl.py write
     ;;
   *)
     sed -n 's/^#   /  /p' "$0" >&2

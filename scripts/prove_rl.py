@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from farside.configs import compose
-from farside.data.order import rng
-from farside.rl.reward.combine import CombinedReward
-from farside.rl.study import Budget, Study, Weights
-from farside.rl.types import Completion, Score
+from farside.rl.study import Budget, Study, Weights, shuffled
 
 RESULTS = Path("runs/proofs")
 PAGE, PICTURE = Path("docs/rl_proofs.md"), "images/rl_proofs_{}.png"
@@ -53,33 +50,38 @@ class Arm:
     shuffled: bool = False
 
 
+SEARCH = ("sft.task.full_share=0.7", "sft.task.compact_share=0.3", "sft.task.tries=4", "sft.steps=700")
+LONG = ("rl.max_new_tokens=120", "rl.prompts_per_step=16", "rl.eval_prompts=300")
+COUNTDOWN = ("sft.task.name=countdown", "sft.task.numbers=4", "sft.task.operations='+-'")
 TASKS = {
-    "add2": Task("two-digit addition", (), 0.3),
+    "add2": Task("Two-digit addition", (), 0.3),
+    "cd4": Task(
+        "Countdown, four numbers, + and -; worked answers without a search",
+        (*COUNTDOWN, "sft.task.full_share=0", "sft.task.compact_share=0.7", "rl.max_new_tokens=40", "sft.steps=700"),
+        0.25,
+    ),
+    "cd4_search": Task(
+        "The same with worked answers that search",
+        (*COUNTDOWN, *SEARCH, *LONG),
+        0.25,
+    ),
 }
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
+GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
 ARMS = [
-    Arm("grpo", "add2", 45, (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")),
+    Arm("grpo", "add2", 45, GRPO),
     Arm("k15", "add2", 45, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")),
     Arm("k2", "add2", 45, (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
-    Arm("shuffled", "add2", 30, (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4"), shuffled=True),
-    Arm("dr_grpo", "add2", 45, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
-    Arm("rloo", "add2", 45, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
-    Arm("reinforce_pp", "add2", 45, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
-    Arm("ppo", "add2", 45, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("shuffled", "add2", 25, GRPO, shuffled=True),
+    Arm("dr_grpo", "add2", 30, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
+    Arm("rloo", "add2", 30, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
+    Arm("reinforce_pp", "add2", 30, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
+    Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
+    Arm("k15", "cd4", 60, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("grpo", "cd4_search", 80, GRPO, seeds=(0,)),
+    Arm("k15", "cd4_search", 80, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3"), seeds=(0,)),
 ]
-
-
-class Shuffled(CombinedReward):
-    """The control: an iteration's rewards are dealt out anew among all of its samples; verdicts stay."""
-
-    def score(self, completions: Sequence[Completion]) -> list[Score]:
-        scores = super().score(completions)
-        order = rng("shuffled", completions[0].policy_step).permutation(len(scores))
-        return [replace(score, reward=scores[other].reward) for score, other in zip(scores, order)]
-
-
-def shuffled(reward: CombinedReward) -> CombinedReward:
-    return Shuffled(reward.verifier, reward.model, reward.weight, reward.verifier_weight)
 
 
 def warm_start(task: str, seed: int) -> tuple[Weights, dict[str, Any]]:

@@ -30,6 +30,7 @@ LOSS = Metric("loss", "loss", -1)
 ACCURACY = Metric("held-out accuracy", "accuracy", 1, share=True)
 PAIRS = Metric("held-out pairs in order", "pairs", 1, share=True)
 GREEN = Metric("green needle cells", "green", 1)
+SOLVED = Metric("problems solved", "solved", 1, share=True)
 OF_COMMAND = {
     "train": VALIDATION,
     "sft": LOSS,
@@ -37,6 +38,7 @@ OF_COMMAND = {
     "rl": ACCURACY,
     "run": ACCURACY,
     "eval niah": GREEN,
+    "eval math": SOLVED,
 }
 """Command -> what its sweep is judged by."""
 
@@ -74,4 +76,6 @@ def measure(run: Run, metric: Metric) -> float | None:
         value = run.summary("rl").get("held_out_accuracy_after")
     elif metric is GREEN and run.grids:
         value = green_of(run.grids[-1])[0]
+    elif metric is SOLVED and run.maths:
+        value = run.maths[-1].get("greedy")
     return value if is_number(value) else None

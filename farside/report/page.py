@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from farside.report import needles, overview, reasoning, training
+from farside.report import needles, overview, problems, reasoning, training
 from farside.report.markup import page
 from farside.report.read import read_run
 
@@ -25,6 +25,7 @@ def write_report(run_dir: Path) -> Path:
         training.reward_model(run),
         reasoning.reinforcement(run),
         reasoning.samples(run),
+        problems.problems(run),
         overview.lineage_table(run),
         overview.configuration(run),
     )

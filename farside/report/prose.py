@@ -59,3 +59,7 @@ CURVES = (
     "Faint: every step. Strong: running mean. Held-out problems are never trained on. Reward adds the "
     "weighted score of the reward model to the verifier's 0 or 1."
 )
+MATH = (
+    "Held-out problems, answered by one checkpoint. pass@k: at least one of k sampled answers is right; maj@k: the "
+    "most frequent of k is. Under a thinking budget the greedy thought is cut and closed, so that it must answer."
+)

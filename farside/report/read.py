@@ -40,6 +40,8 @@ class Run:
     """Greedy answers of RL to the first held-out problems, one a problem and evaluation."""
     grids: list[Row]
     """Needle grids in the order of their key ``order``."""
+    maths: list[Row]
+    """Results of farside eval math by name; ``png`` is each one's picture, empty where there is none."""
     problems: list[str]
     """One line for each file, or line of one, that could not be read."""
 
@@ -97,9 +99,10 @@ def read_run(run_dir: Path) -> Run:
         samples=reader.lines("rl/samples.jsonl") or reader.lines("samples.jsonl"),
         answers=reader.lines("rl/held_out.jsonl") or reader.lines("held_out.jsonl"),
         grids=reader.grids(),
+        maths=reader.maths(),
         problems=reader.problems,
     )
-    found = (run.config, status, run.data, run.phases, run.metrics, run.summaries, run.samples, run.grids)
+    found = (run.config, status, run.data, run.phases, run.metrics, run.summaries, run.samples, run.grids, run.maths)
     if not any(found):
         raise UserError(
             f"{run_dir}: holds nothing of a run; "
@@ -205,6 +208,15 @@ class _Reader:
                 continue
             results.append(result)
         return sorted(results, key=lambda r: (r["order"] if is_number(r.get("order")) else 0, r["name"]))
+
+    def maths(self) -> list[Row]:
+        found = []
+        for path in sorted(self.directory.glob("eval/*/math.json")):
+            picture = path.with_suffix(".png")
+            result = self.object(path.relative_to(self.directory).as_posix())
+            if result:
+                found.append({**result, "png": picture.read_bytes() if picture.is_file() else b""})
+        return found
 
     def _json(self, name: str) -> Any:
         text = self.text(name)

@@ -46,7 +46,7 @@ def bash(line: str, variables: dict[str, str]) -> list[str]:
     ("line", "expected"),
     [
         ("farside tr", ["train"]),
-        ("farside eval ", ["niah"]),
+        ("farside eval ", ["niah", "math"]),
         ("farside train experiment=ti", ["tiny"]),
         ("farside train optim.kind=adamw,", ["adamw,adamw", "adamw,muon"]),
         ("farside train optim.l", ["optim.lr="]),

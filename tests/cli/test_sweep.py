@@ -192,15 +192,17 @@ def test_a_point_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_every_command_has_a_metric_that_its_run_gives(tmp_path: Path) -> None:
-    from farside.report.headline import ACCURACY, OF_COMMAND, PAIRS
+    from farside.report.headline import ACCURACY, OF_COMMAND, PAIRS, SOLVED
 
-    assert set(OF_COMMAND) == {"train", "sft", "reward", "rl", "run", "eval niah"}
+    assert set(OF_COMMAND) == {"train", "sft", "reward", "rl", "run", "eval niah", "eval math"}
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "summary.json").write_text('{"held_out_accuracy": 0.75}')
     (tmp_path / "rl").mkdir()
     (tmp_path / "rl" / "summary.json").write_text('{"held_out_accuracy_after": 0.5}')
+    (tmp_path / "eval" / "math").mkdir(parents=True)
+    (tmp_path / "eval" / "math" / "math.json").write_text('{"greedy": 0.25}')
     run = read_run(tmp_path)
-    assert (measure(run, PAIRS), measure(run, ACCURACY)) == (0.75, 0.5)
+    assert (measure(run, PAIRS), measure(run, ACCURACY), measure(run, SOLVED)) == (0.75, 0.5, 0.25)
 
 
 def test_plan_of_a_sweep() -> None:

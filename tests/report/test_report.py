@@ -297,3 +297,19 @@ def test_plain_text_never_becomes_markup() -> None:
     assert element == '<b title="&quot;">&lt;i&gt;</b>'
     assert escape(element) == element
     assert escape(element.lower()) != element  # a string method drops the mark of safety
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_problems_solved_are_shown_where_they_were_counted(run_dir: Path) -> None:
+    assert "Problems solved" not in page_of(run_dir).text
+    folder = run_dir / "eval" / "after"
+    folder.mkdir(parents=True)
+    result = {"name": "after", "greedy": 0.5, "prompts": 64, "pass_at_k": {"4": 0.75}, "maj_at_k": {"4": 0.25}}
+    (folder / "math.json").write_text(json.dumps(result))
+    (folder / "math.png").write_bytes(b"a picture")
+    page = page_of(run_dir)
+    assert "Problems solved" in page.text
+    for expected in ("4: 75%", "4: 25%", "64"):
+        assert expected in page.text
+    (folder / "math.json").write_text(json.dumps({"name": None, "pass_at_k": 3, "greedy": "x", "checkpoint": []}))
+    assert "Problems solved" in page_of(run_dir).text
