@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The runs behind docs/rewards.md: scripts/rewards.sh FARSIDE DIR [Hydra overrides]. What is finished is left as it is.
+# The runs behind docs/rewards.md: scripts/rewards.sh FARSIDE DIR [Hydra overrides]. What is finished is left as it is;
+# STUDIES names some of the functions below, in place of all.
 set -euo pipefail
 farside="$1" root="$2"
 shift 2
@@ -21,16 +22,19 @@ warm_start() {
   run sft sft train.init_from="$(newest pretrain)"
 }
 
-reward_models() {
-  local policy process="reward.kind=process"
-  policy="train.init_from=$(newest sft)"
-  run reward reward_outcome "$policy"
-  run reward reward_outcome_margin "$policy" reward.margin=1
-  run reward reward_weak "$policy" reward.prompts=24 reward.steps=40
-  run reward reward_process_planted "$policy" $process reward.continuations=0 reward.corrupted=8192
-  run reward reward_process_hard "$policy" $process
-  run reward reward_process_soft "$policy" $process reward.labels=soft
-  run reward reward_process_both "$policy" $process reward.corrupted=8192
+outcome_models() {
+  local policy="train.init_from=$(newest sft)" many="reward.prompts=4096 reward.steps=500"
+  run reward reward_outcome "$policy" $many
+  run reward reward_outcome_margin "$policy" $many reward.margin=1
+  run reward reward_weak "$policy" reward.prompts=64 reward.steps=40
+}
+
+process_models() {
+  local policy="train.init_from=$(newest sft)" kind="reward.kind=process"
+  run reward reward_process_planted "$policy" $kind reward.continuations=0 reward.corrupted=8192
+  run reward reward_process_hard "$policy" $kind
+  run reward reward_process_both "$policy" $kind reward.corrupted=8192
+  run reward reward_process_soft "$policy" $kind reward.labels=soft
 }
 
 # the weak model alone teaches: its score rises, verified accuracy does not
@@ -50,7 +54,6 @@ compared() {
   done
 }
 
-warm_start
-reward_models
-exploited
-compared
+for study in ${STUDIES:-warm_start process_models outcome_models exploited compared}; do
+  "$study"
+done
