@@ -499,7 +499,11 @@ class EvalConfig:
 @dataclass
 class TaskConfig:
     name: str = "addition"
-    """addition, countdown, or reasoning_gym:<family> with the reasoning-gym package installed; docs/tasks.md."""
+    """addition, countdown, reasoning_gym:<family> with the reasoning-gym package installed, jsonl:<path> or another
+    format of docs/tasks.md."""
+    held_out: str = ""
+    """Files of problems: a second file whose problems are held out, and left out of training. Empty: a tenth is, by a
+    hash of the text."""
     digits: int = 2
     """addition: digits of a summand."""
     min_digits: int | None = None

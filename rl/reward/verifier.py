@@ -24,7 +24,7 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.reward.equivalence import judge
-from farside.rl.tasks.dataset import DatasetTask
+from farside.rl.tasks.dataset import VerifiedTask
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Mark, Prompt, Verdict
 
@@ -64,7 +64,7 @@ class VerifierPool:
         self.timeout_seconds = timeout_seconds
         self.restarts = 0
         """Children replaced after a kill or a death."""
-        self._quick: DatasetTask | None = None if command else make_task(config)
+        self._quick: VerifiedTask | None = None if command else make_task(config)
         self._settings = {"task": asdict(config), "memory_bytes": memory_bytes}
         self._command = command or [sys.executable, "-P", "-m", "farside.rl.reward.verifier_child"]
         self._children: list[_Child | None] = [None] * workers
