@@ -525,6 +525,13 @@ class TaskConfig:
     compact_share: float = 0.3
     """Share of those that write down the columns' sums only (addition) or compute the answer without a search
     (countdown); the rest show no work."""
+    code_seconds: float = 2.0
+    """code: wall clock of a program over all tests of its problem; past it the answer is wrong."""
+    code_memory_mb: int = 512
+    """code: address space of a program."""
+    code_isolated: bool = True
+    """code: programs see no network, no other process and no files. False: limits alone, for kernels that do not allow
+    it; docs/tasks.md says what that leaves open."""
     options: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: settings of the family, e.g. {max_terms: 3, max_digits: 2}."""
     levels: list[dict[str, Any]] = field(default_factory=list)

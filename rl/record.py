@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from farside.parallel import comm
-from farside.rl.types import Completion, Mark, Score
+from farside.rl.types import ERRORS, Completion, Mark, Score
 from farside.train.runtime import Runtime
 
 Sampled = Sequence[tuple[Completion, Score]]
@@ -22,6 +22,7 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "reward_model": sum(score.reward_model or 0.0 for score in valid),
         "tokens": float(sum(len(item.tokens) for item, _ in sampled)),
         "truncated": float(sum(item.truncated for item, _ in sampled)),
+        **{kind: float(sum(score.verdict.kind == kind for score in scores)) for kind in ERRORS},
     }
     sums = dict(zip(values, comm.sum_floats(list(values.values()), runtime.mesh.dp, runtime.device)))
     return {
@@ -30,6 +31,7 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "tokens": sums["tokens"],
         "truncated_share": sums["truncated"] / sums["samples"],
         "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
+        **{f"errors_{kind}": sums[kind] for kind in ERRORS},
     }
 
 

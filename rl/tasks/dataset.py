@@ -55,6 +55,9 @@ def check_split(split: str, index: int) -> None:
 class VerifiedTask(Task, Protocol):
     """A task that can tell some verdicts without a child process."""
 
+    longest_seconds: float
+    """What ``verify`` may take by its own limits; 0 where it has none."""
+
     def decide(self, prompt: Prompt, text: str) -> Verdict | None:
         """The verdict where it costs no more than reading the text, else None; never unlike ``verify``."""
         ...
@@ -67,6 +70,7 @@ class DatasetTask:
     and whatever the seed, are on the same side.
     """
 
+    longest_seconds = 0.0
     score_is_cheap = False
     """Whether ``score_answer`` is linear-time and safe on hostile text: no child process is needed."""
 

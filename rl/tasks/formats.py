@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from farside.configs.errors import UserError
 from farside.data.chat import SPECIAL_TOKENS
@@ -86,26 +87,26 @@ FORMATS = {
 
 def to_problem(form: Format, where: str, row: Row) -> Problem:
     """A row as a problem. Raises UserError naming the row, what is wrong and the fix."""
-    fields = {name.casefold(): value for name, value in row.items()} | row
-    question = _text(where, form.question, fields)
+    fields = Fields(where, row)
+    question = fields.text(form.question)
     if not question:
-        raise UserError(f"{where} has no question (fields: {_names(row)}); name it {' or '.join(form.question)}")
-    solution = _text(where, form.solution, fields)
-    given = _text(where, form.answer, fields)
+        raise UserError(f"{where} has no question (fields: {fields.names()}); name it {' or '.join(form.question)}")
+    solution = fields.text(form.solution)
+    given = fields.text(form.answer)
     answer = marked_answer(given) or given or marked_answer(solution)
     if "####" in given:  # work and answer in one field
         solution = solution or given.rpartition("####")[0].strip()
     if not answer:
         wanted = [f"a field {' or '.join(form.answer)}"] if form.answer else []
         wanted += [r"a \boxed{...} in its " + " or ".join(form.solution)] if form.solution else []
-        raise UserError(f"{where} has no answer (fields: {_names(row)}); give it {', or '.join(wanted)}")
+        raise UserError(f"{where} has no answer (fields: {fields.names()}); give it {', or '.join(wanted)}")
     if form.whole_up_to is not None and not (re.fullmatch("[0-9]{1,9}", answer) and int(answer) <= form.whole_up_to):
         raise UserError(f"{where}: the answer {answer[:40]!r} is no whole number from 0 to {form.whole_up_to}; mend it")
-    options = _options(where, form, fields)
+    options = fields.options(form.options)
     if options and not set(answer) <= set(LETTERS[: len(options)]):
         raise UserError(f"{where}: the answer {answer[:40]!r} is none of {LETTERS[: len(options)]}; mend it")
-    question = "\n".join(part for part in (_text(where, form.passage, fields), question, *options) if part)
-    problem = Problem(question, answer, solution, _difficulty(form, fields), _text(where, form.subject, fields))
+    question = "\n".join(part for part in (fields.text(form.passage), question, *options) if part)
+    problem = Problem(question, answer, solution, fields.level(form.difficulty), fields.text(form.subject))
     for mark in SPECIAL_TOKENS:
         if mark in question + answer + solution:
             raise UserError(f"{where} holds {mark}, a mark of the chat format; remove it")
@@ -132,47 +133,59 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _text(where: str, names: tuple[str, ...], fields: Row) -> str:
-    name = next((name for name in names if fields.get(name) not in (None, "", [])), None)
-    if name is None:
-        return ""
-    value = fields[name]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = "".join(value) if all(len(item) == 1 for item in value) else ", ".join(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: field {name!r} is no text but {type(value).__name__}; mend or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
-        raise UserError(f"{where}: field {name!r} holds half a character; mend or remove the row") from error
-    return value.strip()
+class Fields:
+    """A row's fields by name; case matters only where two differ by it alone."""
 
+    def __init__(self, where: str, row: Row) -> None:
+        self.where, self.row = where, row
+        self.values = {name.casefold(): value for name, value in row.items()} | row
 
-def _options(where: str, form: Format, fields: Row) -> list[str]:
-    options = next((fields[name] for name in form.options if fields.get(name)), None)
-    if options is None:
-        options = []
-        for letter in LETTERS:
-            if fields.get(letter) is None:
-                break
-            options.append(fields[letter])
-    if not isinstance(options, list) or len(options) > len(LETTERS):
-        raise UserError(f"{where}: its options are no list of at most {len(LETTERS)}; mend or remove the row")
-    texts = [str(option).strip() for option in options]
-    return [text if LETTERED.match(text) else f"{letter}. {text}" for letter, text in zip(LETTERS, texts)]
+    def names(self) -> str:
+        return ", ".join(sorted(map(str, self.row))[:8]) or "none"
 
+    def first(self, names: tuple[str, ...]) -> tuple[str, Any]:
+        """(name, value) of the first field that holds something; ("", None) without one."""
+        found = next((name for name in names if self.values.get(name) not in (None, "", [])), "")
+        return found, self.values.get(found)
 
-def _difficulty(form: Format, fields: Row) -> float | str | None:
-    value = next((fields[name] for name in form.difficulty if fields.get(name) not in (None, "")), None)
-    if value is None or isinstance(value, bool | list | dict):
-        return None
-    if isinstance(value, str) and not (match := LEVEL.fullmatch(value.strip())):
-        return value.strip()
-    number = float(match[1] if isinstance(value, str) and match else value)
-    return int(number) if number.is_integer() else number
+    def text(self, names: tuple[str, ...]) -> str:
+        """A list of texts is joined: letters as they are, else by commas. Raises UserError: it is neither."""
+        name, value = self.first(names)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = "".join(value) if all(len(item) == 1 for item in value) else ", ".join(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if name and not isinstance(value, str):
+            raise UserError(
+                f"{self.where}: field {name!r} is no text but {type(value).__name__}; mend or remove the row"
+            )
+        text = value if name else ""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
+            raise UserError(f"{self.where}: field {name!r} holds half a character; mend or remove the row") from error
+        return text.strip()
 
+    def options(self, names: tuple[str, ...]) -> list[str]:
+        """The choices, each with its letter. Raises UserError: they are no list."""
+        _, options = self.first(names)
+        if options is None:
+            options = []
+            for letter in LETTERS:
+                if self.values.get(letter) is None:
+                    break
+                options.append(self.values[letter])
+        if not isinstance(options, list) or len(options) > len(LETTERS):
+            raise UserError(f"{self.where}: its options are no list of at most {len(LETTERS)}; mend or remove the row")
+        texts = [str(option).strip() for option in options]
+        return [text if LETTERED.match(text) else f"{letter}. {text}" for letter, text in zip(LETTERS, texts)]
 
-def _names(row: Row) -> str:
-    return ", ".join(sorted(map(str, row))[:8]) or "none"
+    def level(self, names: tuple[str, ...]) -> float | str | None:
+        """A number ("Level 3" is 3) or a word."""
+        _, value = self.first(names)
+        if value is None or isinstance(value, bool | list | dict):
+            return None
+        if isinstance(value, str) and not (match := LEVEL.fullmatch(value.strip())):
+            return value.strip()
+        number = float(match[1] if isinstance(value, str) and match else value)
+        return int(number) if number.is_integer() else number
