@@ -528,7 +528,11 @@ class EvalConfig:
 @dataclass
 class TaskConfig:
     name: str = "addition"
-    """addition, countdown, or reasoning_gym:<family> with the reasoning-gym package installed; docs/tasks.md."""
+    """addition, countdown, reasoning_gym:<family> with the reasoning-gym package installed, jsonl:<path> or another
+    format of docs/tasks.md."""
+    held_out: str = ""
+    """Files of problems: a second file whose problems are held out, and left out of training. Empty: a tenth is, by a
+    hash of the text."""
     digits: int = 2
     """addition: digits of a summand."""
     min_digits: int | None = None
@@ -550,6 +554,13 @@ class TaskConfig:
     compact_share: float = 0.3
     """Share of those that write down the columns' sums only (addition) or compute the answer without a search
     (countdown); the rest show no work."""
+    code_seconds: float = 2.0
+    """code: wall clock of a program over all tests of its problem; past it the answer is wrong."""
+    code_memory_mb: int = 512
+    """code: address space of a program."""
+    code_isolated: bool = True
+    """code: programs see no network, no other process and no files. False: limits alone, for kernels that do not allow
+    it; docs/tasks.md says what that leaves open."""
     options: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: settings of the family, e.g. {max_terms: 3, max_digits: 2}."""
     levels: list[dict[str, Any]] = field(default_factory=list)

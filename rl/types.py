@@ -28,13 +28,19 @@ class Mark(Enum):
     error = "error"
 
 
+ERRORS = ("timeout", "memory", "crash", "malformed", "raised")
+"""Why there is no verdict: the verifier ran over its time, over its memory, died, gave no proper reply, or raised."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A verifier's word. ``error`` is not ``wrong``: such a sample is masked and counted, never rewarded 0."""
 
     mark: Mark
     detail: str = ""
-    """For an error: its kind and cause, e.g. "timeout after 5.0 s"."""
+    """For an error: its cause, e.g. "timeout after 5.0 s"."""
+    kind: str = ""
+    """For an error: one of ``ERRORS``."""
 
 
 @dataclass(frozen=True)
