@@ -16,10 +16,9 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
 from farside.configs.schema import Config
-from farside.data.chat import END_THINK, THINK
-from farside.data.tokenizer import Tokenizer
 from farside.parallel import comm
 from farside.rl.eval_summary import GREEDY, Answer, summarise
+from farside.rl.overthinking import thinking_tokens
 from farside.rl.policy import load_unsharded
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
@@ -27,20 +26,10 @@ from farside.rl.tasks.registry import make_task
 from farside.rl.types import Completion, Prompt, Task, Verdict
 from farside.train.checkpoint.retention import newest
 from farside.train.console import say
-from farside.train.inference.generate import generate
+from farside.train.inference.generate import Request, decode
 from farside.train.metrics import write_json
 from farside.train.phase import load_data
 from farside.train.runtime import Runtime, Stopped, worker_main
-
-
-def thinking_tokens(tokens: Sequence[int], tokenizer: Tokenizer) -> int:
-    """Tokens between ``<think>`` and ``</think>``, or the end where it was not closed; 0 without ``<think>``."""
-    begin, end = tokenizer.id(THINK), tokenizer.id(END_THINK)
-    if begin not in tokens:
-        return 0
-    start = list(tokens).index(begin) + 1
-    thought = list(tokens[start:])
-    return thought.index(end) if end in thought else len(thought)
 
 
 class MathEval:
@@ -84,21 +73,23 @@ class MathEval:
         A thought within the budget stays with its answer as it is, whether it came to an end or not; a longer one is
         cut and closed.
         """
-        begin, end = self.tokenizer.id(THINK), self.tokenizer.id(END_THINK)
+        begin, end = self.tokenizer.think, self.tokenizer.end_think
         cut = {
             number: [*item.tokens[: item.tokens.index(begin) + 1 + budget], end]
             for number, item in enumerate(greedy)
             if thinking_tokens(item.tokens, self.tokenizer) > budget
         }
-        prompts = [[*greedy[number].prompt_tokens, *kept] for number, kept in cut.items()]
-        rest = generate(self.rollout.model, prompts, self.config.answer_tokens, self.tokenizer.end) if prompts else []
+        most = self.config.answer_tokens
+        asked = [Request([*greedy[number].prompt_tokens, *kept], most) for number, kept in cut.items()]
+        rest = decode(self.rollout.decoder, asked, self.tokenizer.end).answers if asked else []
         forced = list(greedy)
         for (number, kept), more in zip(cut.items(), rest):
             tokens = [*kept, *more.tokens]
             logprobs = [0.0] * len(tokens)  # of no use: nobody drew what was cut and closed
             text = self.tokenizer.decode(tokens)
-            changes = {"tokens": tokens, "logprobs": logprobs, "text": text, "truncated": more.truncated}
-            forced[number] = replace(greedy[number], **changes)
+            forced[number] = replace(
+                greedy[number], tokens=tokens, logprobs=logprobs, text=text, truncated=more.truncated
+            )
         return forced
 
     def _judged(self, items: Sequence[Completion], numbers: Sequence[int], budget: int | None = None) -> list[Answer]:

@@ -20,7 +20,7 @@ from farside.rl.study import CHARACTERS, character_tokenizer
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Completion, Prompt
 from farside.train.engine.native import NativeEngine
-from farside.train.inference.generate import generate
+from farside.train.inference.generate import Request, decode
 from farside.train.liveness import Pulse
 from farside.train.runtime import Runtime, StopRequest
 from tests.ranks import Rank, RankPool
@@ -96,7 +96,7 @@ def test_a_thought_over_the_budget_is_cut_closed_and_answered(tmp_path: Path) ->
     assert [forced[n] for n in (1, 3, 4)] == [greedy[n] for n in (1, 3, 4)], "within the budget"
     for item, whole in ((forced[0], greedy[0]), (forced[2], greedy[2])):
         kept = TOKENIZER.encode("<think>3+</think>")
-        (more,) = generate(maths.rollout.model, [[*whole.prompt_tokens, *kept]], 5, TOKENIZER.end)
+        (more,) = decode(maths.rollout.decoder, [Request([*whole.prompt_tokens, *kept], 5)], TOKENIZER.end).answers
         assert item.tokens == [*kept, *more.tokens]
         assert item.text == TOKENIZER.decode(item.tokens)
         assert item.truncated == more.truncated
