@@ -528,7 +528,11 @@ class EvalConfig:
 @dataclass
 class TaskConfig:
     name: str = "addition"
-    """addition, countdown, or reasoning_gym:<family> with the reasoning-gym package installed; docs/tasks.md."""
+    """addition, countdown, reasoning_gym:<family> with the reasoning-gym package installed, jsonl:<path> or another
+    format of docs/tasks.md."""
+    held_out: str = ""
+    """Files of problems: a second file whose problems are held out, and left out of training. Empty: a tenth is, by a
+    hash of the text."""
     digits: int = 2
     """addition: digits of a summand."""
     min_digits: int | None = None
@@ -550,6 +554,13 @@ class TaskConfig:
     compact_share: float = 0.3
     """Share of those that write down the columns' sums only (addition) or compute the answer without a search
     (countdown); the rest show no work."""
+    code_seconds: float = 2.0
+    """code: wall clock of a program over all tests of its problem; past it the answer is wrong."""
+    code_memory_mb: int = 512
+    """code: address space of a program."""
+    code_isolated: bool = True
+    """code: programs see no network, no other process and no files. False: limits alone, for kernels that do not allow
+    it; docs/tasks.md says what that leaves open."""
     options: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: settings of the family, e.g. {max_terms: 3, max_digits: 2}."""
     levels: list[dict[str, Any]] = field(default_factory=list)
@@ -790,6 +801,16 @@ class RlConfig:
     """Optimizer updates on an iteration's samples, each on all of them."""
     max_new_tokens: int = 48
     """An answer that is longer is cut off there."""
+    rollout_batch: int | None = None
+    """Answers that a rank decodes at once; one that ends leaves its place to the next. None: all. Results do not depend
+    on it."""
+    partial_tokens: int = 0
+    """An answer gets at most this many tokens an iteration; unfinished ones go on in the next, with its policy. An
+    iteration learns from the first prompts_per_step groups that are finished. 0: every answer is finished at once."""
+    max_staleness: int = 4
+    """Iterations after the one that began it, within which a group is learnt from; what would be late is finished."""
+    learn_old_segments: bool = True
+    """Whether the tokens that older policies drew carry loss too."""
     temperature: float = 1.0
     temperature_end: float | None = None
     """The temperature moves to this one in equal steps (Kimi K2: high first, to explore). None: it stays."""

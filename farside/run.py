@@ -101,7 +101,7 @@ def for_phase(phase: Phase, config: Config, directory: Path) -> Config:
     if phase.name == REWARD_ALONE:
         replay = replace(rl.replay, samples=0)
         rl = replace(rl, steps=rl.reward_alone_steps, verifier_weight=0.0, reward_model_weight=1.0, replay=replay)
-    if phase.module == "farside.rl.train" and rl.reward_model_weight:
+    if phase.module == "farside.rl.train" and (rl.reward_model_weight or rl.process_weight):
         return replace(config, rl=replace(rl, reward_model=str(final_checkpoint(directory / "reward"))))
     if phase.name == "eval":
         return replace(config, eval=replace(config.eval, name="after_rl"))

@@ -53,7 +53,8 @@ class AnswerRows:
     def _weights(self, items: Sequence[Completion], weights: Sequence[float], size: int) -> Tensor:
         rows = torch.zeros(len(items), size, dtype=self.dtype)
         for row, (item, weight) in enumerate(zip(items, weights)):
-            rows[row, answer_of(item)] = weight
+            answer = answer_of(item)
+            rows[row, answer.start + item.unlearnt : answer.stop] = weight
         return rows
 
     def put(self, values_NT: Tensor) -> list[Tensor]:

@@ -71,7 +71,8 @@ class Pool(EachOnce):
     def __init__(self, config: RlConfig, seed: int, task: Task, mesh: Mesh) -> None:
         super().__init__(mesh)
         self.config, self.seed = config.curriculum, seed
-        self.needed = config.prompts_per_step * config.sampling_rounds
+        rounds = max(config.sampling_rounds, 1 + (config.max_staleness if config.partial_tokens else 0))
+        self.needed = config.prompts_per_step * rounds
         self.enough = config.prompts_per_step
         levels = [task.prompt("train", index).metadata.get("difficulty") for index in range(self.config.pool)]
         if self.config.unlock_at is not None and None in levels:

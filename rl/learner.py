@@ -101,7 +101,7 @@ class Learner:
         rows = AnswerRows(completions, self.config.micro_batch_size, self.dtype)
         seen = Experience.of(completions, scores, self.config.samples_per_prompt, self.total)
         weights_N, shares_N = self.algorithm.normalisation.weights(
-            torch.tensor([len(item.tokens) for item in completions]),
+            torch.tensor([max(len(item.tokens) - item.unlearnt, 1) for item in completions]),
             seen.valid_PG.flatten(),
             self.config.max_new_tokens,
         )

@@ -1,7 +1,7 @@
 """The reinforcement learning loop: sync, sample, score, update.
 
-Everything random is a function of (seed, step, problem), so that weights, optimizer state, the step number and the
-number of problems used are the whole state: a resumed run repeats an uninterrupted one bit for bit.
+Everything random is a function of (seed, step, problem), so that weights, optimizer state, the step number, the number
+of problems used and the answers under way are the whole state: a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import time
@@ -52,6 +52,7 @@ class RlLoop:
         runtime.pulse.expect_slow(progress["step"] + 1)
         self.guard = Guard(runtime.config.train.guard, progress.get("guard"))
         progress["guard"] = self.guard.record()
+        self.collector.load(progress.get("in_flight", []))
         self.metrics = MetricsWriter(runtime.dir, progress["step"]) if main else None
         self.samples = MetricsWriter(runtime.dir, progress["step"], "samples.jsonl") if main else None
         evaluated = progress["step"] if "held_out_accuracy_before" in progress else -1
@@ -109,6 +110,7 @@ class RlLoop:
             **learnt,
             **described,
             **chosen,
+            **collected.shown,
             "samples_digest": samples_digest(self.runtime, list(zip(collected.completions, collected.scores))),
             "problems": progress["problems"],
             "lr": lr,
@@ -163,6 +165,7 @@ class RlLoop:
         progress |= {
             "guard": self.guard.record(),
             "curriculum": self.curriculum.record(),
+            "in_flight": self.collector.record(),
             "reward": self.reward.record(),
             "overoptimisation": self.overoptimisation.record(),
         }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from farside.parallel import comm
-from farside.rl.types import Completion, Mark, Score
+from farside.rl.types import ERRORS, Completion, Mark, Score
 from farside.train.inference.repetition import ends_in_loop
 from farside.train.runtime import Runtime
 
@@ -27,6 +27,7 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "thinking": float(sum(item.thinking for item, _ in sampled)),
         "truncated": float(sum(item.truncated for item, _ in sampled)),
         "loops": float(sum(ends_in_loop(item.tokens, runtime.config.rl.repetition) for item, _ in sampled)),
+        **{kind: float(sum(score.verdict.kind == kind for score in scores)) for kind in ERRORS},
     }
     sums = dict(zip(values, comm.sum_floats(list(values.values()), runtime.mesh.dp, runtime.device)))
     return {
@@ -37,6 +38,7 @@ def describe_step(runtime: Runtime, sampled: Sampled) -> dict[str, float]:
         "truncated_share": sums["truncated"] / sums["samples"],
         "loop_share": sums["loops"] / sums["samples"],
         "error_share": (sums["samples"] - sums["valid"]) / sums["samples"],
+        **{f"errors_{kind}": sums[kind] for kind in ERRORS},
     }
 
 

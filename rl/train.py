@@ -115,9 +115,18 @@ def check_algorithm(rl: RlConfig) -> None:
         ("repetition.longest_period", 0),
         ("repetition.repeats", 2),
         ("repetition.penalty", 0),
+        ("partial_tokens", 0),
+        ("max_staleness", 0),
     ):
         if (value := attrgetter(key)(rl)) < least:
             raise UserError(f"rl.{key} = {value}; give at least {least}")
+    if rl.rollout_batch is not None and rl.rollout_batch < 1:
+        raise UserError(f"rl.rollout_batch = {rl.rollout_batch}; give at least 1, or null for all answers at once")
+    if rl.partial_tokens and rl.sampling_rounds > 1:
+        raise UserError(
+            f"rl.partial_tokens = {rl.partial_tokens}: groups finished in later iterations are not drawn again; use "
+            "rl.sampling_rounds=1"
+        )
     if rl.overlong_cache > rl.max_new_tokens:
         raise UserError(f"rl.overlong_cache = {rl.overlong_cache} is above rl.max_new_tokens = {rl.max_new_tokens}")
     for key in ("temperature", "temperature_end", "tau"):
@@ -158,7 +167,9 @@ def main(runtime: Runtime) -> None:
     with_critic = config.rl.algorithm is Algorithm.ppo
     critic = NativeEngine(config, runtime.mesh, runtime.device, "scalar") if with_critic else None
     progress = begin_rl(runtime, data, engine, critic, store)
-    rollout = NativeRollout(engine.replica(), data.tokenizer, repetition=config.rl.repetition)
+    rollout = NativeRollout(
+        engine.replica(), data.tokenizer, slots=config.rl.rollout_batch, repetition=config.rl.repetition
+    )
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         judge = load_reward_model(runtime, data)
         reward = make_reward(runtime, verifier, judge, progress.get("reward"))

@@ -28,13 +28,27 @@ class Mark(Enum):
     error = "error"
 
 
+ERRORS = ("timeout", "memory", "crash", "malformed", "raised")
+"""Why there is no verdict: the verifier ran over its time, over its memory, died, gave no proper reply, or raised."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A verifier's word. ``error`` is not ``wrong``: such a sample is masked and counted, never rewarded 0."""
 
     mark: Mark
     detail: str = ""
-    """For an error: its kind and cause, e.g. "timeout after 5.0 s"."""
+    """For an error: its cause, e.g. "timeout after 5.0 s"."""
+    kind: str = ""
+    """For an error: one of ``ERRORS``."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens from ``start`` on, up to the next segment's, were drawn by the policy of ``policy_step``."""
+
+    policy_step: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,9 @@ class Completion:
 
     tokens: ids after the prompt, ending with the end token unless ``truncated``.
     logprobs: log-probability of each token under the policy that drew it (temperature 1 numerics).
-    policy_step: the step of the policy's weights.
+    policy_step: the step of the policy's weights, of its last token where several drew it.
+    segments: which policy drew what, where several did.
+    unlearnt: that many tokens from the first on carry no loss.
     thinking: how many of the tokens are thinking, its marks included.
     """
 
@@ -55,6 +71,8 @@ class Completion:
     truncated: bool
     policy_step: int
     thinking: int = 0
+    segments: list[Segment] = field(default_factory=list)
+    unlearnt: int = 0
 
 
 @dataclass(frozen=True)

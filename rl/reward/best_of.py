@@ -33,7 +33,7 @@ def by_score(scores: Sequence[float]) -> int:
 
 
 def by_weighted_vote(candidates: Sequence[Candidate], weights: Sequence[float]) -> int:
-    """Index of the first candidate whose answer has the most weight (Math-Shepherd, arXiv 2312.08935, eq. 5)."""
+    """Index of the first candidate whose answer has the most weight (Math-Shepherd, arXiv 2312.08935, section 3.4)."""
     votes: dict[str, float] = defaultdict(float)
     for candidate, weight in zip(candidates, weights):
         votes[candidate.answer] += weight

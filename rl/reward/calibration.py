@@ -12,7 +12,7 @@ def calibration(probabilities: Sequence[float], right: Sequence[bool], bins: int
     """Bins of equal width over 0..1: where "80 %" is said, how often is it so?
 
     Returns {"error": expected calibration error, the mean over samples of |share right - mean probability| of their bin
-    (Guo et al., arXiv 1706.04599, eq. 3), "bins": [{"said", "right", "count"}] of those that are not empty}.
+    (Guo et al., arXiv 1706.04599, section 2), "bins": [{"said", "right", "count"}] of those that are not empty}.
     """
     said_N, right_N = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=np.float64)
     which_N = np.minimum((said_N * bins).astype(int), bins - 1)

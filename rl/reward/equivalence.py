@@ -35,22 +35,31 @@ NUMBER_COMMANDS = {
 r"""LaTeX that may dress up a number; anything else (\times, \sqrt, \binom ...) computes one."""
 FRACTION = re.compile(r"/|\\[dt]?frac")
 DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})")
+PERCENT = re.compile(r"\s*\\?%")
+MONEY = re.compile(r"\\\$|^\$(?=[0-9.,]+$)")
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 
 
 def judge(reference: str, answer: str) -> Verdict:
     """Judges an extracted answer against a reference answer, both plain text or LaTeX without delimiters.
 
-    1. Equal text after whitespace normalisation is correct.
-    2. Two plain numbers (integer, decimal, fraction) are compared as exact rationals: 0.333 is not 1/3.
+    1. Equal text after whitespace normalisation is correct. Dollar signs of money are ignored.
+    2. Two plain numbers (integer, decimal, fraction) are compared as exact rationals: 0.333 is not 1/3. 50% is 0.5,
+       and where one side has the percent sign it is 50 too: a question may have said "in percent".
     3. Arithmetic left to do is wrong where the reference is a plain number: "37+48" echoes the question.
     4. math-verify 0.9 decides the rest, as one LaTeX expression: several boxed answers form a set, and a
-       sentence must put its answer in a box.
+       sentence must put its answer in a box. It ignores units, and the order of a list without parentheses.
 
     Raises:
         ValueError: the reference is empty or math-verify cannot read it.
         Exception: whatever math-verify or sympy raises. No exception means "wrong".
     """
+    verdict = judge_quickly(reference, answer)
+    return verdict or _math_verify(_without_signs(reference), _without_signs(answer))
+
+
+def judge_quickly(reference: str, answer: str) -> Verdict | None:
+    """What ``judge`` says where reading both is enough (1 to 3), else None. Raises ValueError: no reference."""
     reference, answer = _normalise(reference), _normalise(answer)
     if not reference:
         raise ValueError("the reference answer is empty")
@@ -60,13 +69,16 @@ def judge(reference: str, answer: str) -> Verdict:
         return Verdict(Mark.correct)
     if len(answer) > max(MAX_ANSWER, 4 * len(reference)):
         return Verdict(Mark.wrong, f"answer of {len(answer)} characters")
+    reference, of_hundred = _number_text(reference)
     if (expected := plain_number(reference)) is not None:
-        if _leaves_arithmetic(reference, answer):
+        whole = INTEGER.fullmatch(reference) is not None and not of_hundred
+        if _leaves_arithmetic(_without_signs(answer), whole):
             return Verdict(Mark.wrong, "arithmetic left to do")
-        box = BOXED.fullmatch(answer)
-        if (got := plain_number(box[1] if box else answer)) is not None:
-            return Verdict(Mark.correct) if got == expected else Verdict(Mark.wrong, "another number")
-    return _math_verify(reference, answer)
+        answer, got_of_hundred = _number_text(answer)
+        if (got := plain_number(answer)) is not None:
+            same = got == expected or Fraction(100) ** (got_of_hundred - of_hundred) * expected == got
+            return Verdict(Mark.correct) if same else Verdict(Mark.wrong, "another number")
+    return None
 
 
 def plain_number(text: str) -> Fraction | None:
@@ -86,13 +98,25 @@ def _normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def _leaves_arithmetic(reference: str, answer: str) -> bool:
+def _number_text(text: str) -> tuple[str, bool]:
+    """(the text of a number without box, dollar and percent sign, whether it had a percent sign)."""
+    box = BOXED.fullmatch(text)
+    text = (box[1] if box else text).strip()
+    return _without_signs(text).strip(), PERCENT.search(text) is not None
+
+
+def _without_signs(text: str) -> str:
+    """Money's and percent's signs mean nothing to math-verify, or that the line ends there."""
+    return MONEY.sub("", PERCENT.sub("", text))
+
+
+def _leaves_arithmetic(answer: str, whole: bool) -> bool:
     answer = answer.rpartition("\\boxed")[2]  # prose before a box may hold any sign
     answer = DEGREES.sub("", answer).removeprefix("+")
     if OPERATOR.search(answer) or not NUMBER_COMMANDS.issuperset(COMMAND.findall(answer)):
         return True
     # An unreduced fraction is a number, but not where a whole one is asked for: "170/2" echoes a division.
-    return INTEGER.fullmatch(reference) is not None and FRACTION.search(answer) is not None
+    return whole and FRACTION.search(answer) is not None
 
 
 def _math_verify(reference: str, answer: str) -> Verdict:

@@ -22,7 +22,7 @@ Prefix = tuple[int, tuple[int, ...]]
 
 
 def label(right: float, kind: StepLabels) -> float:
-    """From the share of continuations that reach the right answer: hard, eq. 3 (any does); soft, eq. 4 (the share)."""
+    """From the share of continuations that reach the right answer: hard (any does) or soft (the share)."""
     return float(right > 0) if kind is StepLabels.hard else right
 
 

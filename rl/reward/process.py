@@ -40,7 +40,7 @@ def step_batch(answers: Sequence[Labelled]) -> Batch:
 
 
 def process_loss(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
-    """Binary cross-entropy of every step (Lightman et al., arXiv 2305.20050; Math-Shepherd, 2312.08935, eq. 2).
+    """Binary cross-entropy of every step (arXiv 2305.20050; Math-Shepherd, arXiv 2312.08935, section 3.2).
 
     Metric: accuracy, the share of steps on whose label's side of 1/2 the model is.
     """

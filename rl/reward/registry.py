@@ -21,7 +21,7 @@ def load_judge(runtime: Runtime, data: Prepared, path: Path) -> Judge:
     model, _ = load_unsharded(runtime, data, path, "scalar")
     described = json.loads((path.parent.parent / NORMALISATION).read_text())
     spread = described["center"], described["scale"]
-    if described["kind"] == RewardKind.outcome.value:
+    if described.get("kind", RewardKind.outcome.value) == RewardKind.outcome.value:  # the only kind there was once
         return RewardModel(model, *spread)
     separator = make_task(runtime.config.sft.task).step_separator
     return ProcessModel(model, StepFinder(data.tokenizer, separator), *spread)

@@ -24,7 +24,11 @@ from farside.train.loop import TrainLoop
 from farside.train.phase import begin, identity, load_data, write_summary
 from farside.train.runtime import Runtime, worker_main
 
-TRAININGS = {RewardKind.outcome: OutcomeTraining, RewardKind.process: ProcessTraining}
+Training = OutcomeTraining | ProcessTraining
+TRAININGS: dict[RewardKind, type[OutcomeTraining] | type[ProcessTraining]] = {
+    RewardKind.outcome: OutcomeTraining,
+    RewardKind.process: ProcessTraining,
+}
 
 
 def check(config: Config) -> None:
@@ -80,7 +84,7 @@ def finish(
     runtime: Runtime,
     data: Prepared,
     engine: NativeEngine,
-    training: OutcomeTraining | ProcessTraining,
+    training: Training,
     started: float,
 ) -> None:
     """Measures the model on what was held out, and as a chooser among answers. Collective."""

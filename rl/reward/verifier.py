@@ -4,7 +4,7 @@ Why a process: math-verify's own timeout is SIGALRM, which raises outside the ma
 whole runs 0; switched off, sympy runs for hours; in an executor, hung workers are never replaced
 (verl#5635, AReaL#1426). Here a hang, a crash or a raise costs its own item an ``error`` verdict, and
 nothing else. The child is confined in memory, time and lifetime. It is no sandbox: it can read files and
-open sockets.
+open sockets. What a model wrote as a program runs in one (sandbox.py), below the child.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import Any
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
 from farside.rl.reward.equivalence import judge
-from farside.rl.tasks.dataset import DatasetTask
+from farside.rl.tasks.dataset import VerifiedTask
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Mark, Prompt, Verdict
 
@@ -64,7 +64,13 @@ class VerifierPool:
         self.timeout_seconds = timeout_seconds
         self.restarts = 0
         """Children replaced after a kill or a death."""
-        self._quick: DatasetTask | None = None if command else make_task(config)
+        self._quick: VerifiedTask | None = None if command else make_task(config)
+        longest = self._quick.longest_seconds if self._quick else 0.0
+        if longest >= timeout_seconds:
+            raise UserError(
+                f"task.code_seconds={config.code_seconds}: a verdict may take {longest} s, so give less, or more than "
+                f"that to rl.verifier_timeout_seconds={timeout_seconds}"
+            )
         self._settings = {"task": asdict(config), "memory_bytes": memory_bytes}
         self._command = command or [sys.executable, "-P", "-m", "farside.rl.reward.verifier_child"]
         self._children: list[_Child | None] = [None] * workers
@@ -168,19 +174,19 @@ class VerifierPool:
             reply = child.reply()
         except (ValueError, KeyError, TypeError) as error:
             self._drop(worker, child)
-            return Verdict(Mark.error, f"malformed reply: {type(error).__name__}: {error}")
+            return Verdict(Mark.error, f"malformed reply: {type(error).__name__}: {error}", "malformed")
         if reply is not None:
             return reply
         if cause:
             self._drop(worker, child)
             if not child.ready:
                 raise RuntimeError(f"the verifier did not start: {cause}")
-            return Verdict(Mark.error, f"verifier died: {cause}")
+            return Verdict(Mark.error, f"verifier died: {cause}", "crash")
         if time.monotonic() >= child.deadline:
             self._drop(worker, child)
             if not child.ready:
                 raise RuntimeError(f"the verifier did not start within {STARTUP_SECONDS} s")
-            return Verdict(Mark.error, f"timeout after {self.timeout_seconds} s")
+            return Verdict(Mark.error, f"timeout after {self.timeout_seconds} s", "timeout")
         return None
 
     def _drop(self, worker: int, child: "_Child") -> None:
@@ -266,7 +272,7 @@ class _Child:
         message = json.loads(line)
         if message["id"] != self._serial:
             raise ValueError(f"reply to request {message['id']}, expected {self._serial}")
-        return Verdict(Mark(message["mark"]), str(message["detail"]))
+        return Verdict(Mark(message["mark"]), str(message["detail"]), str(message["kind"]))
 
     def death(self) -> str:
         """How the child ended, e.g. "signal 9"; empty while it lives. Does not reap: its pid stays its."""

@@ -2,7 +2,7 @@
 
 First line in: ``{"task": fields of TaskConfig, "memory_bytes": int, "parent": pid}``. First line out:
 ``{"ready": true}`` or ``{"failed": text}``. Then, for each ``{"id", "prompt", "text"}``, one
-``{"id", "mark", "detail"}``. Ends when its input ends, or with its parent.
+``{"id", "mark", "detail", "kind"}``. Ends when its input ends, or with its parent.
 """
 
 import ctypes
@@ -61,8 +61,9 @@ def _judge(task: Task, request: dict[str, Any]) -> dict[str, str]:
         verdict = task.verify(Prompt(**request["prompt"]), request["text"])
     except BaseException as error:
         # BaseException: SystemExit and math-verify's TimeoutException are a task's faults too, not our end.
-        return {"mark": "error", "detail": _describe(error)}
-    return {"mark": verdict.mark.value, "detail": verdict.detail[:MAX_DETAIL]}
+        kind = "memory" if isinstance(error, MemoryError) else "raised"
+        return {"mark": "error", "detail": _describe(error), "kind": kind}
+    return {"mark": verdict.mark.value, "detail": verdict.detail[:MAX_DETAIL], "kind": verdict.kind}
 
 
 def _describe(error: BaseException) -> str:

@@ -1,10 +1,11 @@
 """The seam between the loop and whatever generates: native now, vLLM and asynchronous engines later."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from farside.rl.rollout.flight import Flight
 from farside.rl.types import Completion, Prompt
 
 
@@ -13,6 +14,15 @@ class Rollout(Protocol):
         self, prompts: list[Prompt], samples: int, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Completion]:
         """``samples`` completions per prompt, a prompt's together; temperature 0 decodes greedily."""
+        ...
+
+    def extend(self, flights: Sequence[Flight], budget: int, max_new_tokens: int, temperature: float, seed: int) -> int:
+        """Goes on with answers under way, in place, by at most ``budget`` tokens each, the whole answer having at most
+        ``max_new_tokens``. Returns the steps of decoding that it took."""
+        ...
+
+    def completions(self, flight: Flight) -> list[Completion]:
+        """Of a group that is done."""
         ...
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], step: int) -> None:

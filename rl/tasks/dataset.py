@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from farside.data.chat import END, END_THINK, THINK
 from farside.rl.tasks.split import is_held_out
-from farside.rl.types import Mark, Prompt, Verdict
+from farside.rl.types import Mark, Prompt, Task, Verdict
 
 STRIDE = 61
 """Prompt ``index`` starts its search at item ``index * STRIDE``. A window of 61 items lacks a held-out
@@ -44,6 +44,25 @@ def extract_answer(text: str) -> tuple[str, str]:
     return (answer, "") if answer else ("", "no answer")
 
 
+def check_split(split: str, index: int) -> None:
+    """Raises ValueError: unknown split or negative index."""
+    if split not in ("train", "held_out"):
+        raise ValueError(f'split must be "train" or "held_out", not {split!r}')
+    if index < 0:
+        raise ValueError(f"index must not be negative, is {index}")
+
+
+class VerifiedTask(Task, Protocol):
+    """A task that can tell some verdicts without a child process."""
+
+    longest_seconds: float
+    """What ``verify`` may take by its own limits; 0 where it has none."""
+
+    def decide(self, prompt: Prompt, text: str) -> Verdict | None:
+        """The verdict where it costs no more than reading the text, else None; never unlike ``verify``."""
+        ...
+
+
 class DatasetTask:
     """``Task`` over a ``Dataset``; see farside.rl.types.
 
@@ -51,6 +70,7 @@ class DatasetTask:
     and whatever the seed, are on the same side.
     """
 
+    longest_seconds = 0.0
     score_is_cheap = False
     """Whether ``score_answer`` is linear-time and safe on hostile text: no child process is needed."""
     step_separator = "\n"
@@ -69,10 +89,7 @@ class DatasetTask:
         Raises:
             ValueError: unknown split, negative index, or no item of the split within ``MAX_PROBES`` items.
         """
-        if split not in ("train", "held_out"):
-            raise ValueError(f'split must be "train" or "held_out", not {split!r}')
-        if index < 0:
-            raise ValueError(f"index must not be negative, is {index}")
+        check_split(split, index)
         size = len(self.dataset)
         for probe in range(min(size, MAX_PROBES)):
             item = (index * STRIDE + probe) % size

@@ -2,16 +2,21 @@
 
 import difflib
 import importlib
+from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
+from farside.rl.reward.sandbox import Sandbox
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask
+from farside.rl.tasks.code import CodeTask
 from farside.rl.tasks.countdown import OPERATIONS, CountdownDataset, CountdownTask
-from farside.rl.tasks.dataset import Dataset, DatasetTask
+from farside.rl.tasks.dataset import Dataset, DatasetTask, VerifiedTask
+from farside.rl.tasks.formats import FORMATS
 from farside.rl.tasks.levels import LeveledDataset
+from farside.rl.tasks.problems import ProblemTask
 
-KNOWN = ("addition", "countdown", "reasoning_gym:<family>")
+KNOWN = ("addition", "countdown", "reasoning_gym:<family>", "code:<path>", *(f"{form}:<path>" for form in FORMATS))
 
 DRAWN_ITEMS = 1_000_000_000
 """Items of a task whose items cost nothing until they are asked for."""
@@ -20,11 +25,14 @@ MAX_DIGITS = 1000
 MAX_NUMBERS, MAX_VALUE, MAX_TRIES = 12, 10**6, 1000
 """Beyond these a countdown problem is no longer one for a model's context."""
 
+MIN_CODE_MB = 64
+"""Python itself needs half of that."""
+
 GYM_ITEMS = 20_000
 """Size to ask of reasoning-gym: some families refuse more (word_ladder) or make every item at once (acre)."""
 
 
-def make_task(config: TaskConfig) -> DatasetTask:
+def make_task(config: TaskConfig) -> VerifiedTask:
     """The task that ``config`` names.
 
     Raises:
@@ -37,7 +45,28 @@ def make_task(config: TaskConfig) -> DatasetTask:
     package, colon, family = config.name.partition(":")
     if package == "reasoning_gym" and colon:
         return _reasoning_gym(config, family)
+    if colon and package in ("code", *FORMATS):
+        path, held_out = _file("name", family), _file("held_out", config.held_out) if config.held_out else None
+        if package == "code":
+            return CodeTask(config.name, path, held_out, config.seed, _sandbox(config))
+        return ProblemTask(config.name, FORMATS[package], path, held_out, config.seed)
     raise UserError(f"task.name={config.name}: unknown task; known: {', '.join(KNOWN)}")
+
+
+def _file(key: str, text: str) -> Path:
+    """A file of problems; it is read when the first problem is asked for."""
+    if not text or not (path := Path(text)).exists():
+        raise UserError(f"task.{key}: there is no file or folder {text!r}; name one with problems")
+    return path
+
+
+def _sandbox(config: TaskConfig) -> Sandbox:
+    if config.code_seconds <= 0 or config.code_memory_mb < MIN_CODE_MB:
+        raise UserError(
+            f"task.code_seconds={config.code_seconds}, task.code_memory_mb={config.code_memory_mb}: "
+            f"choose more than 0, and at least {MIN_CODE_MB}"
+        )
+    return Sandbox(config.code_isolated, config.code_seconds, config.code_memory_mb << 20)
 
 
 def _addition(config: TaskConfig) -> DatasetTask:

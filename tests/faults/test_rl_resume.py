@@ -10,19 +10,25 @@ SHORT = [
     *("rl.steps=8", "checkpoint.every=3", "rl.prompts_per_step=2", "rl.samples_per_prompt=4", "rl.max_new_tokens=8"),
     *("rl.eval_every=4", "rl.eval_prompts=4", "rl.reward_model_weight=0", "run.dir=run"),
 ]
-REPLAY = [*SHORT, "rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"]
+REPLAY = [
+    *(*SHORT, "rl.kl.weight=0.1", "rl.updates_per_step=2", "rl.sampling_rounds=2"),
+    *("rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"),
+]
 CRITIC = [*SHORT, "rl.algorithm=ppo", "rl.updates_per_step=2", "rl.critic.warmup_steps=2", "rl.gae_lambda=0.9"]
 POOL = ["rl.curriculum.pool=64", "rl.curriculum.prioritised=true", "rl.curriculum.guess_tries=2"]
 
 
 @pytest.mark.slow
 def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
-    # the policy knows no sums, so that every reward is 0 and what moves the weights is replay
+    # the policy knows no sums: every reward is 0, no group teaches, so that all rounds are drawn, and what moves the
+    # weights is replay, and with it the distance from the policy before
     command = ["rl", *words, *REPLAY, f"train.init_from={max((reference / 'checkpoints').glob('step_*'))}"]
     whole, hurt = uninterrupted(command, tmp_path)
     losses = [record["replay_loss"] for record in sequence(whole / "run")]
     assert len(set(losses)) == 8, "every step replays other samples"
     assert losses[-1] < losses[0], "and learns from them"
+    assert [record["problems"] for record in sequence(whole / "run")] == list(range(4, 33, 4)), "two rounds of two"
+    assert all(record["policy_loss"] > 0 for record in sequence(whole / "run")), "the second update is drawn back"
     assert_resumes(command, whole, hurt)
 
 

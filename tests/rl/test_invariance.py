@@ -220,3 +220,45 @@ def test_an_update_that_was_skipped_is_told(tmp_path: Path) -> None:
     told = update(tmp_path, "grpo", 2, 1e-3, FirstIsBad(GuardConfig()))
     assert told["skipped"] == "spike"
     assert "skipped" not in update(tmp_path, "grpo", 2, 1e-3)
+
+
+def test_the_critic_is_shown_outcomes_and_what_it_expected(tmp_path: Path) -> None:
+    """With gamma and lambda 1 the return of every token is the answer's reward; what is invalid weighs nothing."""
+    config = configured("ppo")
+    config.rl.gamma = config.rl.gae_lambda = 1.0
+    config.rl.micro_batch_size, config.rl.updates_per_step, config.rl.critic.lr = 5, 8, 3e-2
+    learner = Learner(
+        config, engine_of(config, ONE_RANK, ONE, 0), Replay(None, 0.0), critic=critic_of(config, ONE_RANK, ONE)
+    )
+    assert learner.critic is not None
+    items, scores = samples()
+    batches, total = learner.batches(items, scores)
+    outputs = learner.critic.engine.token_outputs(batches)
+    counted = 0
+    for number, (item, score) in enumerate(zip(items, scores)):
+        part, row = divmod(number, 5)
+        batch, start = batches[part], len(item.prompt_tokens) - 1
+        answer = slice(start, start + len(item.tokens))
+        assert (batch.weights[row] != 0).sum() == (len(item.tokens) if score.valid else 0)
+        if score.valid:
+            counted += len(item.tokens)
+            assert batch.weights[row, answer].tolist() == [1.0] * len(item.tokens)
+            assert batch.extras["returns"][row, answer].tolist() == pytest.approx([score.reward] * len(item.tokens))
+            values = outputs[part].values
+            assert values is not None
+            assert torch.equal(batch.extras["old_values"][row, answer], values[row, answer])
+    assert total == counted
+    told = learner.update(items, scores, 0, 0.0, Guard(config.train.guard), Pulse(tmp_path, 0, 60.0, 60.0))
+    assert {"value_loss", "value_clip_share", "critic_grad_norm", "policy_loss"} <= told.keys()
+    again = learner.update(items, scores, 0, 0.0, Guard(config.train.guard), Pulse(tmp_path, 0, 60.0, 60.0))
+    assert again["explained_variance"] > told["explained_variance"]
+    assert again["value_loss"] < told["value_loss"]
+
+
+def test_the_policy_waits_while_the_critic_warms_up() -> None:
+    config = configured("ppo")
+    config.rl.critic.warmup_steps, config.rl.lr = 3, 0.5
+    learner = Learner(
+        config, engine_of(config, ONE_RANK, ONE, 0), Replay(None, 0.0), critic=critic_of(config, ONE_RANK, ONE)
+    )
+    assert [learner.lr(step) > 0 for step in range(5)] == [False, False, False, True, True]

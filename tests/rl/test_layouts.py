@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from farside.configs.schema import Config, Dtype, ModelConfig, ParallelConfig
+from farside.configs.schema import Algorithm, Config, Dtype, ModelConfig, ParallelConfig
 from farside.data.tokenizer import Tokenizer
 from farside.parallel.mesh import ParallelDims
 from farside.rl.learner import Learner
@@ -46,14 +46,17 @@ def config_of(vocab_size: int, layout: ParallelConfig) -> Config:
     return config
 
 
-def iterate(place: Rank, layout: ParallelConfig, folder: Path) -> Iteration:
+def iterate(place: Rank, layout: ParallelConfig, folder: Path, algorithm: Algorithm = Algorithm.grpo) -> Iteration:
     """Sync, sample, score (longer answers and later first tokens are better), update; twice, so that the second samples
     come from the updated policy."""
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     config = config_of(tokenizer.vocab_size, layout)
+    config.rl.algorithm, config.rl.gae_lambda = algorithm, 0.9
     mesh = ParallelDims.resolve(layout, place.world_size).build("cpu")
     engine = NativeEngine(config, mesh, torch.device("cpu"), entropy=True)
-    rollout, learner = NativeRollout(engine.replica(), tokenizer), Learner(config, engine, Replay(None, 0.0))
+    critic = NativeEngine(config, mesh, torch.device("cpu"), "scalar") if algorithm is Algorithm.ppo else None
+    rollout = NativeRollout(engine.replica(), tokenizer)
+    learner = Learner(config, engine, Replay(None, 0.0), critic=critic)
     share = len(PROMPTS) // mesh.dp_size
     prompts, seen = PROMPTS[mesh.dp_rank * share :][:share], []
     for step in range(2):
@@ -68,7 +71,10 @@ def iterate(place: Rank, layout: ParallelConfig, folder: Path) -> Iteration:
         pulse = Pulse(folder, place.rank, 60.0, 60.0)
         learner.update(completions, scores, step, 1e-2, Guard(config.train.guard), pulse)
         seen += completions
-    return Iteration(seen, dict(engine.named_weights()))
+    weights = dict(engine.named_weights())
+    if critic is not None:
+        weights |= {f"critic.{name}": value for name, value in critic.named_weights()}
+    return Iteration(seen, weights)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +93,23 @@ def alone(folder: Path) -> Iteration:
     "name", [name if name == "pp2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_an_iteration_equals_that_of_one_process(ranks: RankPool, folder: Path, alone: Iteration, name: str) -> None:
+    assert_alike(ranks.run(iterate, LAYOUTS[name].ranks, LAYOUTS[name], folder), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_with_a_critic(ranks: RankPool, folder: Path, name: str) -> None:
+    alone = iterate(Rank(0, 1), ParallelConfig(), folder, Algorithm.ppo)
+    assert "critic.score.weight" in alone.weights
+    assert_alike(ranks.run(iterate, LAYOUTS[name].ranks, LAYOUTS[name], folder, Algorithm.ppo), alone)
+
+
+def assert_alike(parts: list[Iteration], alone: Iteration) -> None:
     wanted = {(item.policy_step, item.prompt.index): [] for item in alone.completions}  # type: ignore[var-annotated]
     for item in alone.completions:
         wanted[item.policy_step, item.prompt.index].append(item)
     drawn = set()
-    for found in ranks.run(iterate, LAYOUTS[name].ranks, LAYOUTS[name], folder):
+    for found in parts:
         for number, item in enumerate(found.completions):
             key = item.policy_step, item.prompt.index
             true = wanted[key][number % SAMPLES]

@@ -156,6 +156,19 @@ def test_where_steps_end(tokenizer: Tokenizer, text: str, separator: str, steps:
     assert [tokenizer.decode(cut) for cut in cuts] == steps
 
 
+def test_tokens_that_hold_more_than_one_part_of_a_step() -> None:
+    """As a tokenizer made elsewhere may have them: text and separator in one, two separators, half a character."""
+
+    class Pieces:
+        def decode(self, tokens: list[int]) -> str:
+            return ["<think>", "one", " two.\n", "\n", "\nthree", "\ufffd", "a\nb\nc", "</think>", "4"][tokens[0]]
+
+    finder = StepFinder(Pieces(), "\n")  # type: ignore[arg-type]
+    assert finder.ends([0, 1, 2, 3, 4, 5, 3, 7, 8]) == [2, 5, 8]
+    assert finder.ends([0, 1, 4, 7, 8]) == [1, 2, 4]
+    assert finder.ends([0, 1, 6, 7, 8]) == [2, 4], "steps within one token end at once; the rest of it is a step"
+
+
 def test_process_loss_is_binary_cross_entropy_at_the_ends_of_steps(tokenizer: Tokenizer) -> None:
     items = [answer(tokenizer, "<think>7+8=15 3+4+1=8</think>85<|end|>"), answer(tokenizer, "<think></think>84<|end|>")]
     finder = StepFinder(tokenizer, " ")

@@ -121,17 +121,17 @@ def wait_until_gone(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("attack", "detail"),
     [
-        ("raise:", "ValueError: no such luck"),
-        ("timeout-like:", "TimeoutException: not an Exception"),
-        ("rude:", "Rude"),
-        ("exit:", "SystemExit: 3"),
-        ("_exit:", "verifier died: exit status 3"),
-        ("segfault:", "verifier died: signal 11"),
-        ("allocate:", "MemoryError"),
-        ("hoard:", "MemoryError"),
-        ("recurse:", "RecursionError"),
-        ("sleep:60", "timeout after 0.5 s"),
-        ("spin:", "timeout after 0.5 s"),
+        ("raise:", "raised ValueError: no such luck"),
+        ("timeout-like:", "raised TimeoutException: not an Exception"),
+        ("rude:", "raised Rude"),
+        ("exit:", "raised SystemExit: 3"),
+        ("_exit:", "crash verifier died: exit status 3"),
+        ("segfault:", "crash verifier died: signal 11"),
+        ("allocate:", "memory MemoryError"),
+        ("hoard:", "memory MemoryError"),
+        ("recurse:", "raised RecursionError"),
+        ("sleep:60", "timeout timeout after 0.5 s"),
+        ("spin:", "timeout timeout after 0.5 s"),
     ],
 )
 def test_a_fault_is_an_error_and_the_neighbours_are_judged(command: list[str], attack: str, detail: str) -> None:
@@ -142,7 +142,7 @@ def test_a_fault_is_an_error_and_the_neighbours_are_judged(command: list[str], a
         before, bad, after = pool.verify([order("echo:85"), order(attack), order("echo:84")])
         seconds = time.monotonic() - start
     assert bad.mark is Mark.error
-    assert bad.detail.startswith(detail)
+    assert f"{bad.kind} {bad.detail}".startswith(detail)
     assert (before, after) == (Verdict(Mark.correct, "85"), Verdict(Mark.wrong, "84"))
     assert seconds < 0.5 + 1.0
 
@@ -160,7 +160,7 @@ def test_the_deadline_is_held_and_excludes_start_up(command: list[str]) -> None:
     with VerifierPool(TaskConfig(), timeout_seconds=0.4, command=late) as pool:
         assert pool.verify([order("sleep:0.1")])[0].mark is Mark.wrong
         start = time.monotonic()
-        assert pool.verify([order("sleep:60")])[0] == Verdict(Mark.error, "timeout after 0.4 s")
+        assert pool.verify([order("sleep:60")])[0] == Verdict(Mark.error, "timeout after 0.4 s", "timeout")
         assert 0.4 <= time.monotonic() - start < 1.4
 
 
@@ -193,7 +193,7 @@ def test_a_forked_copy_neither_answers_nor_outlives_the_group(pool: VerifierPool
     assert [verdict.detail for verdict in verdicts] == ["forked"] * 3 + ["85"] * 3
     note = tmp_path / "pid"
     start = time.monotonic()
-    assert pool.verify([order(f"fork-hang:{note}")]) == [Verdict(Mark.error, "verifier died: exit status 4")]
+    assert pool.verify([order(f"fork-hang:{note}")]) == [Verdict(Mark.error, "verifier died: exit status 4", "crash")]
     assert time.monotonic() - start < 1.5
     assert wait_until_gone(int(note.read_text()))
 
@@ -245,7 +245,7 @@ print(pool.verify([(Prompt(0, "?", ""), "pid:")])[0].detail, flush=True)
 
 def test_works_from_threads_an_event_loop_and_a_fork(pool: VerifierPool) -> None:
     items = [order("echo:85"), order("raise:")]
-    expected = [Verdict(Mark.correct, "85"), Verdict(Mark.error, "ValueError: no such luck")]
+    expected = [Verdict(Mark.correct, "85"), Verdict(Mark.error, "ValueError: no such luck", "raised")]
     found: list[list[Verdict]] = []
     threads = [threading.Thread(target=lambda: found.append(pool.verify(items))) for _ in range(2)]
     for thread in threads:  # the first starts the child, and ends
@@ -293,7 +293,8 @@ def test_a_malformed_reply_is_an_error(tmp_path: Path) -> None:
     ready = '{"ready": true}'
     for reply in (
         "nonsense",
-        '{"id": 9, "mark": "correct", "detail": ""}',
+        '{"id": 9, "mark": "correct", "detail": "", "kind": ""}',
+        '{"id": 1, "mark": "correct", "detail": ""}',
         "[]",
         '{"id": 1, "mark": "maybe"}',
     ):
@@ -304,7 +305,7 @@ def test_a_malformed_reply_is_an_error(tmp_path: Path) -> None:
         )
         with VerifierPool(TaskConfig(), 5.0, command=[sys.executable, str(program)]) as pool:
             verdict = pool.verify([order("echo:")])[0]
-        assert verdict.mark is Mark.error
+        assert (verdict.mark, verdict.kind) == (Mark.error, "malformed")
         assert verdict.detail.startswith("malformed reply")
 
 
@@ -450,5 +451,5 @@ def test_judge_under_the_pool_holds_the_deadline(pool: VerifierPool) -> None:
         [order("judge:" + "(" * 900, "x"), order("judge:0.50", "1/2"), order("judge:" + "(" * 10**6, "x")]
     )
     assert time.monotonic() - start < 2.5
-    assert deep == Verdict(Mark.error, "timeout after 0.5 s")
+    assert deep == Verdict(Mark.error, "timeout after 0.5 s", "timeout")
     assert (good.mark, huge.mark) == (Mark.correct, Mark.wrong)

@@ -1,13 +1,16 @@
 """GATE: decoding with a KV cache is what the model says without one; sampling is inverse-CDF, row by row."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from farside.configs.schema import ModelConfig
-from farside.train.inference.cache import KVCache
-from farside.train.inference.generate import _choose, generate, stream
+from farside.train.inference.cache import KVCache, Prefixes
+from farside.train.inference.decoder import Decoder
+from farside.train.inference.generate import Request, decode, generate, stream
+from farside.train.inference.sampling import choose
 from farside.train.model.transformer import Transformer
 from tests.train.models import SMALL, logits_of, random_model
 
@@ -58,25 +61,29 @@ def test_cached_logits_equal_uncached_to_rounding(config: ModelConfig) -> None:
     longest, rows = int(lengths.max()), torch.arange(len(PROMPTS))
     forced = torch.randint(config.vocab_size, (len(PROMPTS), 6), generator=torch.Generator().manual_seed(2))
     padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in PROMPTS])
-    cache = KVCache(config, len(PROMPTS), longest + 6, model.output_weight)
-    hidden = model.hidden(padded, torch.arange(longest)[None], cache.prefill)[rows, lengths - 1]
-    cache.lengths_B = lengths.clone()
-    for step in range(6):
+    decoder = Decoder.of(model)
+    decoder.reserve(longest + 6)
+    cache = KVCache(config, len(PROMPTS), longest + 6, decoder.embed_VE)
+    prefixes = Prefixes(len(PROMPTS), longest)
+    positions = torch.arange(longest).expand_as(padded)
+    hidden = decoder.hidden(padded.flatten(), positions.flatten(), prefixes.attend)
+    hidden = hidden.view(len(PROMPTS), longest, -1)[rows, lengths - 1]
+    cache.put(0, prefixes, range(len(PROMPTS)), lengths.tolist())
+    for number in range(6):
         for row, prompt in enumerate(PROMPTS):
-            whole = torch.tensor([prompt + forced[row, :step].tolist()])
-            assert (model.logits(hidden[row]) - logits_of(model, whole)[0, -1]).abs().max() <= 1e-12
-        hidden = model.hidden(forced[:, step : step + 1], cache.lengths_B[:, None], cache.decode)[:, 0]
-        cache.lengths_B += 1
+            whole = torch.tensor([prompt + forced[row, :number].tolist()])
+            assert (decoder.logits(hidden[row]) - logits_of(model, whole)[0, -1]).abs().max() <= 1e-12
+        step = cache.append(len(PROMPTS))
+        hidden = decoder.hidden(forced[:, number], step.positions_N, step.attend)
 
 
-def test_selected_rows_keep_their_history() -> None:
-    model = random_model()
-    cache = KVCache(SMALL, 3, 4, model.output_weight)
+def test_moved_slots_keep_their_history() -> None:
+    cache = KVCache(SMALL, 3, 4, random_model().output_weight)
     cache.keys.copy_(torch.arange(3.0)[None, :, None, None, None].expand_as(cache.keys))
-    cache.lengths_B = torch.tensor([4, 5, 6])
-    cache.select(torch.tensor([2, 0, 0]))
-    assert cache.keys[:, :, 0, 0, 0].tolist() == [[2.0, 0.0, 0.0]] * 2
-    assert cache.lengths_B.tolist() == [6, 4, 4]
+    cache.lengths[:] = 2, 3, 4
+    cache.move([2], [0])
+    assert cache.keys[:, :, 0, 0, 0].tolist() == [[2.0, 1.0, 2.0]] * 2
+    assert cache.lengths.tolist() == [4, 3, 4]
 
 
 def test_stop_token_ends_a_row_and_only_it() -> None:
@@ -115,6 +122,80 @@ def test_samples_are_independent_of_their_neighbours_and_logprobs_are_teacher_fo
             assert alone[0].tokens == result.tokens
             expected = teacher_forced(model, prompt, result.tokens)
             assert torch.allclose(torch.tensor(result.logprobs).double(), expected, atol=1e-6)
+
+
+def traced(requests: list[Request], slots: int | None, stop: int = 7) -> tuple[list[list[int]], torch.Tensor, int]:
+    run = decode(Decoder.of(random_model()), requests, stop, 1.3, slots)
+    assert not any(len(item.tokens) != len(item.logprobs) for item in run.answers)
+    logprobs = torch.tensor([value for item in run.answers for value in item.logprobs], dtype=torch.float64)
+    return [item.tokens for item in run.answers], logprobs, run.steps
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5])
+def test_answers_are_the_same_whatever_the_slots(slots: int) -> None:
+    """Limits and stop tokens free slots at different times; samples of a prompt enter apart."""
+    uniforms = torch.rand(len(PROMPTS), 4, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64).numpy()
+    limits = [[16, 1, 5, 9], [2, 2, 11, 3], [1, 16, 16, 2], [7, 4, 1, 1]]
+    requests = [
+        Request(prompt, limit, draws)
+        for prompt, rows, row_limits in zip(PROMPTS, uniforms, limits)
+        for draws, limit in zip(rows, row_limits)
+    ]
+    wanted, logprobs, fewest = traced(requests, None)
+    tokens, found, steps = traced(requests, slots)
+    assert tokens == wanted
+    assert (found - logprobs).abs().max() < 1e-12
+    lengths = [len(answer) for answer in tokens]
+    assert len(set(lengths)) > 4
+    assert fewest == max(lengths)
+    assert sum(lengths) / slots <= steps < sum(lengths) / slots + max(lengths), "a slot is never left empty"
+
+
+def test_samples_of_a_prompt_share_its_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    hidden = Decoder.hidden
+
+    def counted(self: Decoder, tokens: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen.append(len(tokens))
+        return hidden(self, tokens, *more)
+
+    monkeypatch.setattr(Decoder, "hidden", counted)
+    uniforms = torch.rand(7, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64).numpy()
+    traced([Request(PROMPTS[0], 1, draws) for draws in uniforms[:4]] + [Request(PROMPTS[2], 1, uniforms[4])], 2)
+    assert seen == [len(PROMPTS[0]), len(PROMPTS[2])], "four samples entered two slots twice"
+
+
+@torch.no_grad()
+def test_an_answer_cut_and_continued_is_the_uncut_one() -> None:
+    model = random_model()
+    draws = torch.rand(10, generator=torch.Generator().manual_seed(3), dtype=torch.float64).numpy()
+    (whole,), _, _ = traced([Request(PROMPTS[0], 10, draws)], None, NEVER)
+    (first,), _, _ = traced([Request(PROMPTS[0], 4, draws)], None, NEVER)
+    (rest,), _, _ = traced([Request(PROMPTS[0] + first, 6, draws[4:])], None, NEVER)
+    assert first + rest == whole
+    assert model.config == SMALL
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@torch.no_grad()
+def test_the_decoder_is_the_model_in_fp32(config: ModelConfig) -> None:
+    """The slow twin: the whole sequence at once, by the model that trains."""
+    model = random_model(config, torch.float32)
+    uniforms = torch.rand(len(PROMPTS), 3, 24, generator=torch.Generator().manual_seed(3))
+    answers = generate(model, PROMPTS, 24, NEVER, uniforms)
+    for number, answer in enumerate(answers):
+        expected = teacher_forced(model, PROMPTS[number // 3], answer.tokens)
+        assert torch.allclose(torch.tensor(answer.logprobs), expected, rtol=0, atol=1e-5)
+
+
+def test_loaded_weights_replace_all_others() -> None:
+    for config in CONFIGS.values():
+        one, other = random_model(config, seed=0), random_model(config, seed=1)
+        decoder = Decoder.of(one)
+        decoder.load(other.named_parameters())
+        run = decode(decoder, [Request(prompt, 8) for prompt in PROMPTS], NEVER)
+        assert run.answers == generate(other, PROMPTS, 8, NEVER)
+        assert run.answers != generate(one, PROMPTS, 8, NEVER)
 
 
 @torch.no_grad()
@@ -156,7 +237,7 @@ def test_impossible_tokens_are_never_drawn() -> None:
     """At the very edges of the distribution's steps, too."""
     never = float("-inf")
     logits = torch.tensor([[never, 0.0, never, 0.0, never]], dtype=torch.float64).expand(3, -1)
-    tokens, logprobs = _choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), 1.0)
+    tokens, logprobs = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), 1.0)
     assert tokens.tolist() == [1, 3, 3]
     assert logprobs.exp().tolist() == pytest.approx([0.5] * 3)
 
