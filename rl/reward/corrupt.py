@@ -83,7 +83,9 @@ def labelled(work: Worked, prompt: Prompt, separator: str, tokenizer: Tokenizer)
     return Labelled(item, ends, [float(index < first) for index in range(len(ends))])
 
 
-def corrupted_answers(task: VerifiedTask, tokenizer: Tokenizer, split: str, count: int, seed: int) -> Iterator[Labelled]:
+def corrupted_answers(
+    task: VerifiedTask, tokenizer: Tokenizer, split: str, count: int, seed: int
+) -> Iterator[Labelled]:
     """Of problems 0..count-1 of a split."""
     for index in range(count):
         prompt = task.prompt(split, index)

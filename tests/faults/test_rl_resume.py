@@ -1,5 +1,5 @@
-"""RL killed at any moment goes on as if nothing had been, bit for bit: with replay, with a critic and a pool, with answers
-under way."""
+"""RL killed at any moment goes on as if nothing had been, bit for bit: with replay, with a critic and a pool, with
+answers under way."""
 
 import json
 from pathlib import Path
