@@ -74,7 +74,6 @@ class DatasetTask:
     score_is_cheap = False
     """Whether ``score_answer`` is linear-time and safe on hostile text: no child process is needed."""
     step_separator = "\n"
-    """What stands between the steps of the task's worked answers; a process reward model judges each."""
 
     def __init__(self, name: str, dataset: Dataset) -> None:
         self.name = name
