@@ -718,10 +718,11 @@ class ScoreNorm(Enum):
 @dataclass
 class OveroptimisationConfig:
     """Watches whether the reward model's score still means anything: an alarm when it rises while verified accuracy
-    falls. Both are means over the last steps' samples, compared with the best such window so far."""
+    falls. Both are means over the last steps' samples, compared with the best such window so far, and of the greedy
+    answers to held-out problems, compared with the best evaluation so far."""
 
     window: int = 5
-    """Steps."""
+    """Steps whose samples are taken together."""
     warn: float | None = 0.02
     """Lost accuracy that is told, once it is above its noise too. None: never."""
     stop: float | None = None
