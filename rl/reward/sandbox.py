@@ -63,7 +63,7 @@ class Sandbox:
             tempfile.TemporaryFile() as status,
             nullcontext("/")  # its own, in memory
             if self.isolated
-            else tempfile.TemporaryDirectory(prefix="farside-", ignore_cleanup_errors=True) as folder,
+            else tempfile.TemporaryDirectory(prefix="farside-program-", ignore_cleanup_errors=True) as folder,
         ):
             for file, content in ((source, json.dumps(texts).encode()), (stdin, given.encode("utf-8", "replace"))):
                 file.write(content)

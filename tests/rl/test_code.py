@@ -232,7 +232,7 @@ def test_the_pool_survives_its_programs_and_they_not_it(tmp_path: Path) -> None:
     task = make_task(settings)
     assert isinstance(task, CodeTask)
     prompt = find(task, "Read")
-    before = set(Path(tempfile.gettempdir()).glob("farside-*"))
+    before = set(Path(tempfile.gettempdir()).glob("farside-program-*"))
     good, hang = (prompt, task.trace(prompt, 0)), (prompt, "import time\ntime.sleep(60)<|end|>")
     with VerifierPool(settings, 30.0) as pool:
         assert pool.verify([good]) == [Verdict(Mark.correct)]
@@ -259,7 +259,7 @@ def test_the_pool_survives_its_programs_and_they_not_it(tmp_path: Path) -> None:
     while any(map(runs, below)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(runs, below)), "the program outlived its verifier"
-    assert not ISOLATED or set(Path(tempfile.gettempdir()).glob("farside-*")) <= before
+    assert not ISOLATED or set(Path(tempfile.gettempdir()).glob("farside-program-*")) <= before
 
 
 def offspring(pid: int) -> set[int]:
