@@ -63,6 +63,7 @@ def verdict(task: CodeTask, word: str, program: str) -> Verdict:
         ("Write", "def g(a, b): return a + b", "test 1 of 2: crash: AttributeError"),
         ("Write", "def f(a): return a", "test 1 of 2: crash: TypeError"),
         ("Write", "def f(a, b", "test 1 of 2: crash: SyntaxError"),
+        ("Write", "def f(a, b): return [[]] * 10**6", "test 1 of 2: a value of 4000000 characters"),
         ("Write", "def f(a, b): return bytearray(10**12)", "test 1 of 2: memory"),
         ("Read", "a, b = map(int, input().split())\nprint(a + b)", ""),
         ("Read", "print(3)", "test 2 of 2: another output"),
