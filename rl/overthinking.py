@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from farside.data.chat import END, END_THINK, THINK
+from farside.data.tokenizer import Tokenizer
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.types import Completion, Mark
 
@@ -53,9 +54,9 @@ def tokens_up_to(characters: int, tokens: Sequence[int], decode: Callable[[Seque
     return bisect_left(range(len(tokens)), characters, key=lambda count: len(decode(tokens[:count])))
 
 
-def thinking_tokens(tokens: Sequence[int], think: int, end_think: int) -> int:
-    """How many of an answer's tokens are thinking, the marks included: up to ``end_think``, or all if it was begun and
-    never ended."""
-    if end_think in tokens:
-        return tokens.index(end_think) + 1
-    return len(tokens) if think in tokens else 0
+def thinking_tokens(tokens: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Tokens between ``<think>`` and ``</think>``, or the end where it was not closed; 0 without ``<think>``."""
+    if tokenizer.think not in tokens:
+        return 0
+    thought = tokens[tokens.index(tokenizer.think) + 1 :]
+    return thought.index(tokenizer.end_think) if tokenizer.end_think in thought else len(thought)

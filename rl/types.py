@@ -60,7 +60,7 @@ class Completion:
     policy_step: the step of the policy's weights, of its last token where several drew it.
     segments: which policy drew what, where several did.
     unlearnt: that many tokens from the first on carry no loss.
-    thinking: how many of the tokens are thinking, its marks included.
+    thinking: how many of the tokens are thinking, without its marks.
     """
 
     prompt: Prompt
@@ -70,9 +70,9 @@ class Completion:
     text: str
     truncated: bool
     policy_step: int
-    thinking: int = 0
     segments: list[Segment] = field(default_factory=list)
     unlearnt: int = 0
+    thinking: int = 0
 
 
 @dataclass(frozen=True)

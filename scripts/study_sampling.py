@@ -2,7 +2,7 @@
 
 python scripts/study_sampling.py [SEED ...]   # lines of runs/sampling/results.jsonl; what is there already is left out
 
-Four problems in five are two-digit sums, which the warm start has nearly learnt; the fifth is a three-digit sum.
+Four problems in five are one-digit sums, which the warm start has learnt; the fifth is a three-digit sum.
 Counted are the samples drawn until 80 % of 500 held-out three-digit sums are answered rightly, greedily.
 """
 
@@ -17,7 +17,7 @@ from farside.rl.study import Budget, Study, Weights
 from farside.rl.tasks.addition import AdditionDataset, AdditionTask
 
 RESULTS = Path("runs/sampling")
-EASY, HARD, ONE_IN = 2, 3, 5
+EASY, HARD, ONE_IN = 1, 3, 5
 WANTED, PROBLEMS, EVERY, MOST = 0.8, 500, 10, 400
 WORDS = (
     *("experiment=proof", f"sft.task.digits={HARD}", "sft.task.compact_share=0.0", "sft.task.full_share=0.6"),
@@ -62,7 +62,7 @@ def accuracy(made: Study, digits: int, step: int) -> float:
 
 
 def warm(seed: int) -> Weights:
-    made = study(("optim.kind=muon", "sft.steps=450"), seed)
+    made = study(("optim.kind=muon", "sft.steps=600"), seed)
     for seen in made.warm_start(enough=2.0, every=75, prompts=50):
         told = {digits: accuracy(made, digits, 0) for digits in (EASY, HARD)}
         print(f"seed {seed} warm start step {seen['step']} {seen['seconds']:.0f} s {told}", flush=True)

@@ -4,7 +4,6 @@ the policy makes of it."""
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from farside.configs.schema import StepLabels
 from farside.data.order import rng
@@ -12,7 +11,7 @@ from farside.rl.reward.process import Labelled
 from farside.rl.reward.steps import StepFinder
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.types import Completion, Mark, Prompt, Verdict
-from farside.train.inference.generate import generate
+from farside.train.inference.generate import Request, decode
 
 Verify = Callable[[list[tuple[Prompt, str]]], list[Verdict]]
 PREFIXES_AT_ONCE = 128
@@ -73,9 +72,9 @@ class Continuations:
             for name in names
         ]
         prompts = [item.prompt_tokens + list(tokens) for item, (_, tokens) in zip(items, names)]
-        uniforms = torch.from_numpy(np.stack(draws))
+        asked = [Request(prompt, self.max_new_tokens, row) for prompt, each in zip(prompts, draws) for row in each]
         tokenizer = self.rollout.tokenizer
-        answers = generate(self.rollout.model, prompts, self.max_new_tokens, tokenizer.end, uniforms)
+        answers = decode(self.rollout.decoder, asked, tokenizer.end).answers
         whole = [
             [*names[number // self.count][1], *answer.tokens][: self.max_new_tokens]
             for number, answer in enumerate(answers)

@@ -89,7 +89,7 @@ class NativeRollout:
                 truncated=draft.tokens[-1] != self.tokenizer.end,
                 policy_step=draft.segments[-1].policy_step,
                 segments=list(draft.segments) if len(draft.segments) > 1 else [],
-                thinking=thinking_tokens(draft.tokens, self.tokenizer.think, self.tokenizer.end_think),
+                thinking=thinking_tokens(draft.tokens, self.tokenizer),
             )
             for draft in flight.drafts
         ]

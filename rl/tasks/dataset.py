@@ -57,6 +57,8 @@ class VerifiedTask(Task, Protocol):
 
     longest_seconds: float
     """What ``verify`` may take by its own limits; 0 where it has none."""
+    step_separator: str
+    """What stands between the steps of the task's worked answers; a process reward model judges each."""
 
     def decide(self, prompt: Prompt, text: str) -> Verdict | None:
         """The verdict where it costs no more than reading the text, else None; never unlike ``verify``."""
@@ -74,7 +76,6 @@ class DatasetTask:
     score_is_cheap = False
     """Whether ``score_answer`` is linear-time and safe on hostile text: no child process is needed."""
     step_separator = "\n"
-    """What stands between the steps of the task's worked answers; a process reward model judges each."""
 
     def __init__(self, name: str, dataset: Dataset) -> None:
         self.name = name

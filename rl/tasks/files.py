@@ -24,6 +24,7 @@ class FileTask(Generic[P]):
     """
 
     longest_seconds = 0.0
+    step_separator = "\n"
 
     def __init__(self, name: str, path: Path, held_out: Path | None, seed: int) -> None:
         self.name, self.path, self.held_out_path, self.seed = name, path, held_out, seed

@@ -64,7 +64,6 @@ def test_in_tokens() -> None:
     for end in range(1, len(text) + 1):
         count = tokens_up_to(end, tokens, lambda ids: tokenizer.decode(list(ids)))
         assert len(tokenizer.decode(tokens[:count])) >= end > len(tokenizer.decode(tokens[: count - 1]))
-    marks = tokenizer.think, tokenizer.end_think
-    assert thinking_tokens(tokens, *marks) == len(tokens) - 2
-    assert thinking_tokens(tokens[:4], *marks) == 4, "it never stopped"
-    assert thinking_tokens(tokens[-2:], *marks) == 0
+    assert thinking_tokens(tokens, tokenizer) == len(tokens) - 4
+    assert thinking_tokens(tokens[:4], tokenizer) == 3, "it never stopped"
+    assert thinking_tokens(tokens[-2:], tokenizer) == 0
