@@ -76,7 +76,7 @@ ARMS = [
     Arm("dr_grpo", "add2", 20, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
     Arm("rloo", "add2", 20, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
     Arm("reinforce_pp", "add2", 20, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
-    Arm("ppo", "add2", 30, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
     Arm("grpo", "cd4", 80, GRPO, seeds=(0,)),
     Arm("muon", "cd4", 80, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
     Arm("muon", "cd4_search", 80, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
