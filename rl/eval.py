@@ -18,6 +18,7 @@ from farside.configs.layout import check_layout
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.rl.eval_summary import GREEDY, Answer, summarise
+from farside.rl.overthinking import thinking_tokens
 from farside.rl.policy import load_unsharded
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
@@ -25,7 +26,7 @@ from farside.rl.tasks.registry import make_task
 from farside.rl.types import Completion, Prompt, Task, Verdict
 from farside.train.checkpoint.retention import newest
 from farside.train.console import say
-from farside.train.inference.generate import Generated, Request, decode
+from farside.train.inference.generate import Request, decode
 from farside.train.metrics import write_json
 from farside.train.phase import load_data
 from farside.train.runtime import Runtime, Stopped, worker_main
@@ -67,35 +68,29 @@ class MathEval:
         return found
 
     def cut(self, greedy: Sequence[Completion], budget: int) -> list[Completion]:
-        """The greedy answers as they become if none may think for more than ``budget`` tokens, the marks included.
+        """The greedy answers as they become if no thought may be longer than ``budget`` tokens.
 
-        Thinking within the budget stays with its answer as it is, whether it came to an end or not; a longer one is cut
-        and closed.
+        A thought within the budget stays with its answer as it is, whether it came to an end or not; a longer one is
+        cut and closed.
         """
+        begin, end = self.tokenizer.think, self.tokenizer.end_think
         cut = {
-            number: [*item.tokens[: budget - 1], self.tokenizer.end_think]
+            number: [*item.tokens[: item.tokens.index(begin) + 1 + budget], end]
             for number, item in enumerate(greedy)
-            if item.thinking > budget
+            if thinking_tokens(item.tokens, self.tokenizer) > budget
         }
-        limit = self.config.answer_tokens
-        requests = [Request([*greedy[number].prompt_tokens, *kept], limit) for number, kept in cut.items()]
+        most = self.config.answer_tokens
+        asked = [Request([*greedy[number].prompt_tokens, *kept], most) for number, kept in cut.items()]
+        rest = decode(self.rollout.decoder, asked, self.tokenizer.end).answers if asked else []
         forced = list(greedy)
-        if requests:
-            rest = decode(self.rollout.decoder, requests, self.tokenizer.end).answers
-            for (number, kept), more in zip(cut.items(), rest, strict=True):
-                forced[number] = self._forced(greedy[number], kept, more)
+        for (number, kept), more in zip(cut.items(), rest):
+            tokens = [*kept, *more.tokens]
+            logprobs = [0.0] * len(tokens)  # of no use: nobody drew what was cut and closed
+            text = self.tokenizer.decode(tokens)
+            forced[number] = replace(
+                greedy[number], tokens=tokens, logprobs=logprobs, text=text, truncated=more.truncated
+            )
         return forced
-
-    def _forced(self, item: Completion, kept: list[int], more: Generated) -> Completion:
-        tokens = [*kept, *more.tokens]
-        return replace(
-            item,
-            tokens=tokens,
-            logprobs=[0.0] * len(tokens),  # of no use: nobody drew what was cut and closed
-            text=self.tokenizer.decode(tokens),
-            truncated=more.truncated,
-            thinking=len(kept),
-        )
 
     def _judged(self, items: Sequence[Completion], numbers: Sequence[int], budget: int | None = None) -> list[Answer]:
         verdicts = self.verifier.verify([(item.prompt, item.text) for item in items])
@@ -114,7 +109,7 @@ class MathEval:
             verdict=verdict.mark.value,
             detail=verdict.detail,
             length=len(item.tokens),
-            thinking=item.thinking,
+            thinking=thinking_tokens(item.tokens, self.tokenizer),
         )
 
 
@@ -127,9 +122,9 @@ def check(config: Config) -> None:
             raise UserError(f"eval.math.{key} = {getattr(settings, key)}; give at least {least}")
     if settings.temperature <= 0:
         raise UserError(f"eval.math.temperature = {settings.temperature}; give more than 0")
-    for key in ("k", "budgets"):
-        if any(value < 1 for value in getattr(settings, key)):
-            raise UserError(f"eval.math.{key} = {getattr(settings, key)}; give numbers of at least 1")
+    for key, least in (("k", 1), ("budgets", 0)):
+        if any(value < least for value in getattr(settings, key)):
+            raise UserError(f"eval.math.{key} = {getattr(settings, key)}; give numbers of at least {least}")
 
 
 def main(runtime: Runtime) -> None:
@@ -142,7 +137,7 @@ def main(runtime: Runtime) -> None:
     data = load_data(runtime)
     model, checkpoint = load_unsharded(runtime, data, path, "lm")
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
-        rollout = NativeRollout(model, data.tokenizer, checkpoint.step, repetition=config.rl.repetition)
+        rollout = NativeRollout(model, data.tokenizer, checkpoint.step)
         answers = MathEval(runtime, rollout, make_task(config.sft.task), verifier).answers()
     if runtime.main:
         described = {"path": str(path), "hash": checkpoint.hash, "step": checkpoint.step}

@@ -17,8 +17,7 @@ BINS = 12
 
 @dataclass(frozen=True)
 class Answer:
-    """One judged answer: a line of math.jsonl. thinking: tokens up to ``</think>``, the marks included. budget: how
-    much of it was allowed; None: no limit."""
+    """One judged answer: a line of math.jsonl. budget: the thinking that was allowed; None: no limit."""
 
     problem: int
     difficulty: str

@@ -77,14 +77,14 @@ ARMS = [
     Arm("rloo", "add2", 20, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
     Arm("reinforce_pp", "add2", 20, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
     Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
-    Arm("grpo", "cd4", 80, GRPO, seeds=(0,)),
-    Arm("muon", "cd4", 80, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
-    Arm("muon", "cd4_search", 80, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
-    Arm("grpo", "cd4_search", 80, GRPO, seeds=(0,)),
-    Arm("prioritised", "cd4", 80, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
-    Arm("clip_higher", "cd4", 80, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),
-    Arm("two_updates", "cd4", 80, (*GRPO, "rl.updates_per_step=2"), seeds=(0,)),
-    Arm("kl", "cd4", 80, (*GRPO, "rl.kl.weight=0.02"), seeds=(0,)),
+    Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
+    Arm("muon", "cd4", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("muon", "cd4_search", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("grpo", "cd4_search", 60, GRPO, seeds=(0,)),
+    Arm("prioritised", "cd4", 60, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
+    Arm("clip_higher", "cd4", 60, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),
+    Arm("two_updates", "cd4", 60, (*GRPO, "rl.updates_per_step=2"), seeds=(0,)),
+    Arm("kl", "cd4", 60, (*GRPO, "rl.kl.weight=0.02"), seeds=(0,)),
 ]
 
 

@@ -12,9 +12,8 @@ import torch
 from farside.configs.errors import UserError
 from farside.configs.schema import Config, MathConfig, ParallelConfig
 from farside.parallel.mesh import ParallelDims
-from farside.rl.eval import MathEval, check, write_result
+from farside.rl.eval import MathEval, check, thinking_tokens, write_result
 from farside.rl.eval_summary import Answer, summarise
-from farside.rl.overthinking import thinking_tokens
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.study import CHARACTERS, character_tokenizer
@@ -27,7 +26,7 @@ from farside.train.runtime import Runtime, StopRequest
 from tests.ranks import Rank, RankPool
 
 TOKENIZER = character_tokenizer()
-MATH = MathConfig(prompts=7, samples=3, k=[1, 2, 3, 8], budgets=[2, 4], answer_tokens=5, seed=1)
+MATH = MathConfig(prompts=7, samples=3, k=[1, 2, 3, 8], budgets=[0, 2], answer_tokens=5, seed=1)
 
 
 def config_of(layout: ParallelConfig) -> Config:
@@ -58,8 +57,7 @@ def completion(text: str, index: int = 0) -> Completion:
     tokens = TOKENIZER.encode(text)
     prompt = Prompt(index, "3+4=?", "7", {"difficulty": 1})
     question = TOKENIZER.encode_prompt(prompt.question)
-    thinking = thinking_tokens(tokens, TOKENIZER.think, TOKENIZER.end_think)
-    return Completion(prompt, question, tokens, [0.0] * len(tokens), text, not text.endswith("<|end|>"), 3, thinking)
+    return Completion(prompt, question, tokens, [0.0] * len(tokens), text, not text.endswith("<|end|>"), 3)
 
 
 def test_every_problem_is_asked_in_every_way_whatever_the_ranks(ranks: RankPool, tmp_path: Path) -> None:
@@ -75,25 +73,39 @@ def test_every_problem_is_asked_in_every_way_whatever_the_ranks(ranks: RankPool,
             assert found == alone
 
 
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        ("<think>3+4=7</think>7<|end|>", 5),
+        ("<think></think>7<|end|>", 0),
+        ("7<|end|>", 0),
+        ("<think>3+4", 3),
+        ("3</think>7<|end|>", 0),
+    ],
+)
+def test_thinking_tokens(text: str, thought: int) -> None:
+    assert thinking_tokens(TOKENIZER.encode(text), TOKENIZER) == thought
+
+
 def test_a_thought_over_the_budget_is_cut_closed_and_answered(tmp_path: Path) -> None:
     """Slow twin: the model goes on greedily behind the cut, one prompt at a time."""
     maths = evaluation(Rank(0, 1), tmp_path, ParallelConfig())
-    texts = ["<think>3+4=7</think>7<|end|>", "<think>34</think>7<|end|>", "<think>3+4=7", "7<|end|>", "<think>3"]
+    texts = ["<think>3+4=7</think>7<|end|>", "<think>34</think>7<|end|>", "<think>3+4=", "7<|end|>", "<think>3"]
     greedy = [completion(text, index) for index, text in enumerate(texts)]
-    forced = maths.cut(greedy, 4)
+    forced = maths.cut(greedy, 2)
     assert [forced[n] for n in (1, 3, 4)] == [greedy[n] for n in (1, 3, 4)], "within the budget"
     for item, whole in ((forced[0], greedy[0]), (forced[2], greedy[2])):
         kept = TOKENIZER.encode("<think>3+</think>")
         (more,) = decode(maths.rollout.decoder, [Request([*whole.prompt_tokens, *kept], 5)], TOKENIZER.end).answers
         assert item.tokens == [*kept, *more.tokens]
         assert item.text == TOKENIZER.decode(item.tokens)
-        assert (item.truncated, item.thinking) == (more.truncated, 4)
-    assert maths.cut(greedy, 7) == greedy
+        assert item.truncated == more.truncated
+    assert maths.cut(greedy, 5) == greedy
 
 
 def answer(problem: int, sample: int, text: str, verdict: str, budget: int | None = None, level: str = "1") -> Answer:
     tokens = TOKENIZER.encode(text)
-    thought = thinking_tokens(tokens, TOKENIZER.think, TOKENIZER.end_think)
+    thought = thinking_tokens(tokens, TOKENIZER)
     return Answer(problem, level, sample, budget, "", "", text, verdict, "", len(tokens), thought)
 
 
@@ -101,23 +113,23 @@ def test_summary_of_known_answers() -> None:
     found = [
         answer(0, 0, "<think></think>7<|end|>", "correct"),
         answer(1, 0, "<think>abc</think>8<|end|>", "wrong", level="10"),
-        answer(0, 0, "<think></think>7<|end|>", "correct", budget=4),
-        answer(1, 0, "<think>ab</think>9<|end|>", "correct", budget=4, level="10"),
+        answer(0, 0, "<think></think>7<|end|>", "correct", budget=2),
+        answer(1, 0, "<think>ab</think>9<|end|>", "correct", budget=2, level="10"),
         *(answer(0, n, f"<think></think>{said}<|end|>", mark) for n, said, mark in SAID_0),
         *(answer(1, n, f"<think></think>{said}<|end|>", mark, level="10") for n, said, mark in SAID_1),
     ]
-    result = summarise(found, replace(MATH, prompts=2, budgets=[4]))
+    result = summarise(found, replace(MATH, prompts=2, budgets=[2]))
     assert result["greedy"] == 0.5
     assert result["sampled"] == pytest.approx(3 / 6)
     assert result["pass_at_k"] == pytest.approx({"1": 0.5, "2": (1.0 + 2 / 3) / 2, "3": 1.0})
     assert result["maj_at_k"] == pytest.approx({"1": 0.5, "2": 0.5, "3": 0.5})
     assert result["error_share"] == 0.1
     assert [(row["difficulty"], row["greedy"], row["thinking_tokens"]) for row in result["difficulty"]] == [
-        ("1", 1.0, 2.0),
-        ("10", 0.0, 5.0),
+        ("1", 1.0, 0.0),
+        ("10", 0.0, 3.0),
     ]
     assert result["thinking_difficulty_correlation"] == pytest.approx(1.0)
-    assert result["budgets"] == [{"budget": 4, "accuracy": 1.0, "thinking_tokens": 3.0, "cut_share": 0.5}]
+    assert result["budgets"] == [{"budget": 2, "accuracy": 1.0, "thinking_tokens": 1.0, "cut_share": 0.5}]
     assert sum(row["answers"] for row in result["lengths"]) == 6
 
 
@@ -139,8 +151,8 @@ def test_levels_that_are_names_have_no_correlation() -> None:
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    found = [answer(0, 0, "7<|end|>", "correct"), answer(0, 0, "7<|end|>", "correct", budget=2)]
-    settings = replace(MATH, samples=0, budgets=[2])
+    found = [answer(0, 0, "7<|end|>", "correct"), answer(0, 0, "7<|end|>", "correct", budget=0)]
+    settings = replace(MATH, samples=0, budgets=[0])
     result: dict[str, Any] = {"name": "x", **summarise(found, settings)}
     write_result(tmp_path / "eval" / "x", result, found)
     assert json.loads((tmp_path / "eval" / "x" / "math.json").read_text())["greedy"] == 1.0
@@ -155,7 +167,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         (lambda math: setattr(math, "prompts", 0), r"eval\.math\.prompts = 0; give at least 1"),
         (lambda math: setattr(math, "temperature", 0.0), r"eval\.math\.temperature = 0\.0"),
         (lambda math: setattr(math, "k", [4, 0]), r"eval\.math\.k = \[4, 0\]"),
-        (lambda math: setattr(math, "budgets", [0]), r"eval\.math\.budgets = \[0\]"),
+        (lambda math: setattr(math, "budgets", [-1]), r"eval\.math\.budgets = \[-1\]"),
     ],
 )
 def test_wrong_settings_are_named(change: Callable[[MathConfig], None], told: str) -> None:
