@@ -109,8 +109,8 @@ def test_partial_rollouts_are_under_way_and_learn(partial: tuple[list[str], Path
     assert all(record["in_flight"] > 0 for record in records[:-1])
     assert max(record["staleness"] for record in records) >= 1
     assert max(record["staleness"] for record in records) <= 3
-    assert 0 < max(record["old_share"] for record in records) < 1
-    assert 0 < min(record["truncated_share"] for record in records) < 1
+    for share in ("old_share", "truncated_share"):
+        assert any(0 < record[share] < 1 for record in records), share
     assert any(record["policy_loss"] for record in records)
     state = json.loads((partial[1] / "checkpoints" / "step_00000006" / "state.json").read_text())
     drafts = [draft for flight in state["in_flight"] for draft in flight["drafts"]]
