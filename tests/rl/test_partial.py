@@ -289,7 +289,7 @@ def test_problems_under_way_come_from_the_pool(tmp_path: Path) -> None:
         problems += found.problems
         begun = [item.prompt.index for item in work.flights if item.started == step]
         assert len(set(begun)) == len(begun)
-        assert max(index for item in found.groups for index in [item[0][0].prompt.index]) < 3 * PROMPTS
+        assert max(group[0][0].prompt.index for group in found.groups) < 3 * PROMPTS
         work.curriculum.note(found.sampled)
     assert problems > 3 * PROMPTS, "problems come again"
     with pytest.raises(UserError, match=r"rl\.curriculum\.pool = 12: 12 problems can be drawn, but .* need 16"):
