@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+from farside.rl.reward.sandbox import Sandbox
 from farside.train.console import say
 
 PACKAGES = (
@@ -41,6 +42,7 @@ def examine() -> int:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
+    facts["code sandbox"] = Sandbox(isolated=True).check() or "ok"
     for name, value in facts.items():
         say(f"{name:<15} {value}", indent=16)
     command = [

@@ -149,12 +149,20 @@ class Study:
         critic.load_weights(Weights.of(self.engine), absent={"score.weight"})
         return critic
 
+    def _reference(self) -> NativeEngine | None:
+        """For rl.kl: the policy as it begins."""
+        if self.config.rl.kl.weight == 0:
+            return None
+        reference = NativeEngine(self.config, self.runtime.mesh, self.runtime.device)
+        reference.load_weights(Weights.of(self.engine))
+        return reference
+
     def reinforce(self, budget: Budget, every: float) -> Iterator[dict[str, Any]]:
         """Iterations of RL from the weights that are there. Yields a record of every iteration; its
         ``held_out_accuracy`` is there at the first, whenever another share ``every`` of the budget is used up, and at
         the last. ``seconds``: CPU time so far without evaluations."""
         config, runtime = self.config, self.runtime
-        learner = Learner(config, self.engine, Replay(None, 0.0), critic=self._critic())
+        learner = Learner(config, self.engine, Replay(None, 0.0), self._reference(), self._critic())
         collector = Collector(runtime, self.rollout, self.task, self.reward)
         guard, problems, step, spent, looks = Guard(config.train.guard), 0, 0, 0.0, 0
         yield {"step": 0, "seconds": 0.0, "held_out_accuracy": self.accuracy(0)}

@@ -72,15 +72,19 @@ ARMS = [
     Arm("grpo", "add2", 45, GRPO),
     Arm("k15", "add2", 45, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")),
     Arm("k2", "add2", 45, (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
-    Arm("shuffled", "add2", 25, GRPO, shuffled=True),
-    Arm("dr_grpo", "add2", 30, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
-    Arm("rloo", "add2", 30, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
-    Arm("reinforce_pp", "add2", 30, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
-    Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
-    Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
-    Arm("k15", "cd4", 60, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("shuffled", "add2", 20, GRPO, shuffled=True),
+    Arm("dr_grpo", "add2", 20, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
+    Arm("rloo", "add2", 20, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
+    Arm("reinforce_pp", "add2", 20, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
+    Arm("ppo", "add2", 30, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("grpo", "cd4", 80, GRPO, seeds=(0,)),
+    Arm("muon", "cd4", 80, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("muon", "cd4_search", 80, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
     Arm("grpo", "cd4_search", 80, GRPO, seeds=(0,)),
-    Arm("k15", "cd4_search", 80, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3"), seeds=(0,)),
+    Arm("prioritised", "cd4", 80, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
+    Arm("clip_higher", "cd4", 80, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),
+    Arm("two_updates", "cd4", 80, (*GRPO, "rl.updates_per_step=2"), seeds=(0,)),
+    Arm("kl", "cd4", 80, (*GRPO, "rl.kl.weight=0.02"), seeds=(0,)),
 ]
 
 
@@ -135,10 +139,12 @@ def done() -> list[dict[str, Any]]:
 
 def pending(only: Sequence[str]) -> Iterator[tuple[Arm, int]]:
     known = {(row["task"], row["arm"], row["seed"]) for row in done()}
-    for seed in SEEDS:  # a seed of every study before the next: what fails shows early
-        for arm in (arm for arm in ARMS if seed in arm.seeds):
-            if (arm.task, arm.name, seed) not in known and (not only or {arm.name, arm.task} & set(only)):
-                yield arm, seed
+    everything = [
+        (arm, seed) for task in TASKS for seed in SEEDS for arm in ARMS if (arm.task, seed in arm.seeds) == (task, True)
+    ]
+    for arm, seed in everything:  # a seed of every study before the next: what fails shows early
+        if (arm.task, arm.name, seed) not in known and (not only or {arm.name, arm.task} & set(only)):
+            yield arm, seed
 
 
 def run(seconds: float, only: Sequence[str]) -> int:

@@ -35,6 +35,8 @@ NUMBER_COMMANDS = {
 r"""LaTeX that may dress up a number; anything else (\times, \sqrt, \binom ...) computes one."""
 FRACTION = re.compile(r"/|\\[dt]?frac")
 DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})")
+INEQUALITY = re.compile(r"[<>≤≥]|\\(?:[lg]t|[lg]e(?:q|qslant)?)(?![a-zA-Z])")
+RANGE = re.compile(INEQUALITY.pattern + r"|[(\[]")
 PERCENT = re.compile(r"\s*\\?%")
 MONEY = re.compile(r"\\\$|^\$(?=[0-9.,]+$)")
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
@@ -120,6 +122,8 @@ def _leaves_arithmetic(answer: str, whole: bool) -> bool:
 
 
 def _math_verify(reference: str, answer: str) -> Verdict:
+    if INEQUALITY.search(reference) and not RANGE.search(answer):
+        return Verdict(Mark.wrong, "no range")  # math-verify takes the two ends for the interval between them
     # Imported here: sympy costs 0.4 s, and most verdicts never need it.
     from math_verify import verify
 

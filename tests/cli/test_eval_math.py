@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.driver import farside
 
-FEW = ["eval.math.prompts=5", "eval.math.samples=2", "eval.math.budgets=[0,4]", "rl.max_new_tokens=8"]
+FEW = ["eval.math.prompts=5", "eval.math.samples=2", "eval.math.budgets=[2,4]", "rl.max_new_tokens=8"]
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_checkpoint_is_evaluated_alike_on_one_rank_and_on_two(
         folder = tmp_path / f"run{shards}" / "eval" / "math"
         result = json.loads((folder / "math.json").read_text())
         assert (result["checkpoint"]["step"], result["prompts"], result["greedy"]) == (4, 5, 0.0)
-        assert [row["budget"] for row in result["budgets"]] == [0, 4]
+        assert [row["budget"] for row in result["budgets"]] == [2, 4]
         assert (folder / "math.png").stat().st_size > 10_000
         answers.append((folder / "math.jsonl").read_text())
     assert len(answers[0].splitlines()) == 5 * (1 + 2 + 2)

@@ -1,5 +1,7 @@
-"""RL with replay, with a critic and a pool: killed between two checkpoints, it goes on as if nothing had been."""
+"""RL killed at any moment goes on as if nothing had been, bit for bit: with replay, with a critic and a pool, with
+answers under way."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,69 @@ def assert_resumes(command: list[str], whole: Path, hurt: Path) -> None:
     assert checkpoint_files(hurt / "run") == checkpoint_files(whole / "run")
     for name in ("samples.jsonl", "held_out.jsonl"):
         assert (hurt / "run" / name).read_bytes() == (whole / "run" / name).read_bytes(), name
+
+
+PARTIAL = [
+    *("rl.steps=8", "checkpoint.every=3", "rl.prompts_per_step=2", "rl.samples_per_prompt=4", "rl.max_new_tokens=24"),
+    *("rl.partial_tokens=8", "rl.max_staleness=3", "rl.rollout_batch=6", "rl.learn_old_segments=false"),
+    *("rl.reward_model_weight=0", "rl.truncation_penalty=0.5", "rl.eval_every=4", "rl.eval_prompts=4"),
+    *("rl.updates_per_step=2", "rl.lr=1e-3", "run.dir=run"),
+    *("rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"),
+]
+SFT = [
+    *("sft.task.digits=1", "sft.traces=500", "sft.steps=40", "sft.seq_len=96", "sft.global_batch_size=16"),
+    *("sft.micro_batch_size=16", "sft.lr=1e-2", "sft.mixture={trace:1.0}", "run.dir=sft"),
+]
+FILES = ("samples.jsonl", "held_out.jsonl")
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory: pytest.TempPathFactory, words: list[str], reference: Path) -> tuple[list[str], Path]:
+    """An RL command from a policy whose answers end sooner and later, and the run that nothing interrupted."""
+    root = tmp_path_factory.mktemp("partial")
+    start = max((reference / "checkpoints").glob("step_*"))
+    done = farside(["sft", *words, *SFT, f"train.init_from={start}"], root)
+    assert done.returncode == 0, done.stderr
+    command = ["rl", *words, "sft.task.digits=1", *PARTIAL, f"train.init_from={root / 'sft'}"]
+    done = farside(command, root)
+    assert done.returncode == 0, done.stderr
+    return command, root / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_partial_rollouts_are_under_way_and_learn(partial: tuple[list[str], Path]) -> None:
+    """What the kills below interrupt is there."""
+    records = sequence(partial[1])
+    assert all(record["in_flight"] > 0 for record in records[:-1])
+    assert max(record["staleness"] for record in records) >= 1
+    assert max(record["staleness"] for record in records) <= 3
+    assert 0 < max(record["old_share"] for record in records) < 1
+    assert 0 < min(record["truncated_share"] for record in records) < 1
+    assert any(record["policy_loss"] for record in records)
+    state = json.loads((partial[1] / "checkpoints" / "step_00000003" / "state.json").read_text())
+    drafts = [draft for flight in state["in_flight"] for draft in flight["drafts"]]
+    assert {draft["done"] for draft in drafts} == {False, True}, "answers under way, and answers without a reward yet"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", ["decode 5", "reward 5", "update 5", "save 6", "sync 5"])
+def test_killed_in_the_midst_with_answers_under_way(
+    tmp_path: Path, partial: tuple[list[str], Path], moment: str
+) -> None:
+    """GATE: weights, optimizer, answers under way, samples and metrics are those of a run that nothing interrupted."""
+    command, whole = partial
+    with Job(command, tmp_path, "tests.faults.rl_worker", KILL=moment) as job:
+        assert job.wait() != 0
+        assert job.gone()
+    run = tmp_path / "run"
+    what, step = moment.split()
+    assert last_step(run) == int(step) - (what != "save") or (what == "save" and last_step(run) >= int(step))
+    again = farside(command, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 3" in again.stdout
+    assert sequence(run) == sequence(whole)
+    assert checkpoint_files(run) == checkpoint_files(whole)
+    for name in FILES:
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name

@@ -19,6 +19,7 @@ from farside.rl.tasks.code import CodeTask, program_of
 from farside.rl.tasks.code_tests import DRIVER, read_assert, read_tests, same_output, same_value
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Mark, Prompt, Verdict
+from tests.rl.isolation import allowed
 
 ADD = {"question": "Write f(a, b), their sum.", "test_list": ["assert f(1, 2) == 3", "assert f(-1, 1) == 0"]}
 ECHO = {
@@ -26,7 +27,7 @@ ECHO = {
     "tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "10 5", "output": "15"}],
     "solution": "print(sum(map(int, input().split())))",
 }
-ISOLATED = not Sandbox(True).check()
+ISOLATED = allowed()
 """Where the kernel forbids it, the verdicts are tested under limits alone."""
 
 

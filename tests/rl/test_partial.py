@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Config, ParallelConfig
+from farside.configs.schema import Config, CurriculumConfig, ParallelConfig
 from farside.data.order import rng
 from farside.data.tokenizer import Tokenizer
 from farside.parallel.mesh import ParallelDims
@@ -276,3 +276,21 @@ def test_old_segments_carry_no_loss_where_that_is_asked_for() -> None:
 def test_settings_that_cannot_be_are_refused(key: str, value: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_algorithm(replace(Config().rl, **{"partial_tokens": 8, key: value}))
+
+
+def test_problems_under_way_come_from_the_pool(tmp_path: Path) -> None:
+    """A pool must suffice for all that one iteration may begin, and those are different problems."""
+    pool = CurriculumConfig(pool=3 * PROMPTS, prioritised=True)
+    work = collector(tmp_path, HeavyTail(), partial_tokens=16, max_staleness=2, curriculum=pool)
+    problems = 0
+    for step in range(6):
+        work.rollout.step = step  # type: ignore[attr-defined]
+        found = work.collect(step, problems)
+        problems += found.problems
+        begun = [item.prompt.index for item in work.flights if item.started == step]
+        assert len(set(begun)) == len(begun)
+        assert max(group[0][0].prompt.index for group in found.groups) < 3 * PROMPTS
+        work.curriculum.note(found.sampled)
+    assert problems > 3 * PROMPTS, "problems come again"
+    with pytest.raises(UserError, match=r"rl\.curriculum\.pool = 12: 12 problems can be drawn, but .* need 16"):
+        collector(tmp_path, HeavyTail(), partial_tokens=16, max_staleness=3, curriculum=pool)

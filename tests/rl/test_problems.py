@@ -1,6 +1,7 @@
 """Files of problems: every format maps onto prompts, wrong rows name their line, the splits cannot leak."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,14 @@ TABLE = [
     (r"[0,1]\cup[2,3]", r"[2,3]\cup[0,1]", True),
     ("x>2", r"(2,\infty)", True),
     ("x>2", "x>2.5", False),
+    ("1<x<2", "(1,2)", True),
+    ("1<x<2", r"1 \lt x \lt 2", True),
+    (r"1\le x\le 2", "[1,2]", True),
+    ("1<x<2", "1,2", False),
+    ("1<x<2", r"\{1,2\}", False),
+    ("1<x<2", r"\boxed{1}\boxed{2}", False),
+    (r"1\le x\le 2", "1,2", False),
+    ("2", "x>2", False),
     # units are not compared
     ("5", "5 cm", True),
     (r"5\text{ cm}", "5", True),
@@ -306,3 +315,42 @@ def test_equivalence_of_a_sets_answers(reference: str, answer: str, same: bool) 
     verdict = judge(reference, answer)
     assert verdict.mark is (Mark.correct if same else Mark.wrong), verdict
     assert judge_quickly(reference, answer) in (verdict, None)
+
+
+HOSTILE = [
+    *(r"\boxed{9^{9^{9^{9}}}}", "9^{9^{9^{9}}}", "10**10**8", "10^{10^8}", "10^7!", "(10^7)!", r"\frac{" * 50_000),
+    *("(" * 1_000_000, "(" * 900, r"\int " * 200, r"\int_0^1 " * 30 + "x" + " dx" * 30, "+".join(["x"] * 300)),
+    *("+".join(["1"] * 100_000), "((((a+)+)+)+)", "a" * 900 + "!", "\uff18\uff15", "85\0", r"\boxed{1}\boxed{2}", ""),
+    *(",".join(map(str, range(1, 1000))), r"\{" + ",".join(map(str, range(1, 200))) + r"\}", "word " * 200_000),
+    *("1" * 900, r"\sqrt{" * 200 + "2" + "}" * 200, "x^{" * 200 + "2" + "}" * 200, r"\sum_{n=1}^{10^9} n"),
+    *(r"\prod_{n=1}^{10^6} n", r"\binom{10^9}{5*10^8}", "2^{2^{2^{2^{2^{2}}}}}", r"\text{__import__}('os')"),
+    *("__import__('os').system('touch marker_file')", r"\begin{matrix}[__import__('os')...]\end{matrix}"),
+]
+REFERENCES = ("85", "x", r"\frac{\sqrt{3}}{2}", "1<x<2")
+
+
+def assert_harmless(references: tuple[str, ...], answers: list[str], folder: Path, seconds: float) -> None:
+    config = TaskConfig(name=f"jsonl:{write(folder / 'a.jsonl', {'problem': 'p', 'answer': '1'})}")
+    with VerifierPool(config, seconds) as pool:
+        for reference in references:
+            for answer in answers:
+                prompt = Prompt(0, "p", reference)
+                started = time.monotonic()
+                (verdict,) = pool.verify([(prompt, f"{answer}<|end|>")])
+                assert verdict.mark is not Mark.correct, (reference, answer[:60])
+                assert verdict.mark is Mark.wrong or verdict.kind in ("timeout", "memory", "raised"), verdict
+                assert time.monotonic() - started < seconds + 20, "start-up aside"
+                assert pool.verify([(prompt, f"{reference}<|end|>")]) == [Verdict(Mark.correct)]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl"]
+
+
+def test_hostile_answers_are_wrong_or_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_harmless(("x",), [HOSTILE[0], HOSTILE[7], HOSTILE[17], HOSTILE[-2]], tmp_path, 5.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_hostile_answers_are_wrong_or_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_harmless(REFERENCES, HOSTILE, tmp_path, 0.5)
