@@ -82,7 +82,9 @@ class Watch:
         self.truths: list[float] = list(state["truths"]) if state else []
         self.best_window = Window(**state["best_window"]) if state and state["best_window"] else None
         self.best_answers = Examination(**state["best_answers"]) if state and state["best_answers"] else None
-        self.levels: dict[str, str] = dict(state["levels"]) if state else {"samples": "", "answers": ""}
+        levels = state["levels"] if state else {"samples": "", "answers": ""}
+        # whoever goes on after a stop has chosen to: it takes a new loss to stop again
+        self.levels: dict[str, str] = {what: level.replace("stop", "warn") for what, level in levels.items()}
         """One of LEVELS of each way to follow it, as of the newest step or evaluation."""
         self.before, self.cause = self.alarm, ""
 

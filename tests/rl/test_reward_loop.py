@@ -215,6 +215,11 @@ def test_the_watch_goes_on_from_a_checkpoint() -> None:
         for step in range(cut, 20):
             second.observe(step + 1, RISING[step], FALLING[step])
         assert second.record() == whole.record()
+    assert whole.alarm == "stop"
+    again = Watch(replace(config, stop=None), whole.record())
+    assert again.alarm == "warn", "or nobody could go on"
+    again.observe(21, 0.6, 0.3)
+    assert again.alarm == "warn"
 
 
 def test_news_is_told_once() -> None:
