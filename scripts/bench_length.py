@@ -148,9 +148,8 @@ def curve(lengths: list[int], ranks: list[int], kept: Path, image: Path, mlp_chu
     if any(f"{cp} {length}" not in found for cp in (1, 2, 4) for length in lengths):
         return
     rows = {cp: [found[f"{cp} {length}"] for length in lengths] for cp in (1, 2, 4)}
-    print(
-        "\n| tokens | cp 1: processor s | cp 2: processor s | cp 1: MiB | cp 2: MiB | cp 4: MiB |\n|---|---|---|---|---|---|"
-    )
+    print("\n| tokens | cp 1: processor s | cp 2: processor s | cp 1: MiB | cp 2: MiB | cp 4: MiB |")
+    print("|---|---|---|---|---|---|")
     for number, length in enumerate(lengths):
         one, two, four = (rows[cp][number] for cp in (1, 2, 4))
         print(
