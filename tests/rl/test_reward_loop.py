@@ -10,7 +10,7 @@ import torch
 from farside.configs.errors import UserError
 from farside.configs.schema import Algorithm, Config, OveroptimisationConfig, ParallelConfig, ScoreNorm
 from farside.parallel.mesh import ONE_RANK, ParallelDims
-from farside.rl.advantage import process_normalised, step_advantages
+from farside.rl.advantage import process_normalised, progress_advantages, step_advantages
 from farside.rl.experience import Experience
 from farside.rl.learner import Learner
 from farside.rl.replay import Replay
@@ -46,6 +46,16 @@ def test_process_advantages_of_deepseekmath() -> None:
     found = step_advantages(rewards, 2, eps=0.0)
     wanted = tensor(-1, -1, -1.5, -1.5, 0), tensor(1, 0.5, 0, 0, 0)
     assert (found - torch.stack(wanted)).abs().max() < 1e-12
+
+
+def test_progress_blames_the_step_that_went_wrong() -> None:
+    """Changes 0, -1, 0 and 0, 0 of one group: mean -0.2, unbiased deviation sqrt(0.2)."""
+    rewards = torch.tensor([[NAN, 1.0, 0.0, NAN, 0.0, NAN], [1.0, NAN, 1.0, NAN, NAN, NAN]], dtype=torch.float64)
+    found = progress_advantages(rewards, 2, eps=0.0)
+    right, wrong = 0.2 / math.sqrt(0.2), -0.8 / math.sqrt(0.2)
+    wanted = tensor(right, right, wrong, right, right, 0), tensor(right, right, right, 0, 0, 0)
+    assert (found - torch.stack(wanted)).abs().max() < 1e-12
+    assert progress_advantages(rewards[1:], 1).tolist() == [[0.0] * 6], "all alike: nothing to tell"
 
 
 def test_all_prompts_at_once_as_one_by_one() -> None:
