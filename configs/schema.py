@@ -500,9 +500,9 @@ class MathConfig:
     temperature: float = 1.0
     k: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     """pass@k and maj@k; those above ``samples`` are left out."""
-    budgets: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32, 64])
-    """Tokens of thinking, its two marks included, after which a greedy answer's thinking is cut and closed, so that the
-    model must answer: accuracy under each."""
+    budgets: list[int] = field(default_factory=lambda: [0, 4, 8, 16, 32, 64])
+    """Thinking tokens after which a greedy answer's thought is cut and closed, so that the model must answer: accuracy
+    under each."""
     answer_tokens: int = 32
     """Tokens of such an answer at most."""
     seed: int = 1234
@@ -718,10 +718,11 @@ class ScoreNorm(Enum):
 @dataclass
 class OveroptimisationConfig:
     """Watches whether the reward model's score still means anything: an alarm when it rises while verified accuracy
-    falls. Both are means over the last steps' samples, compared with the best such window so far."""
+    falls. Both are means over the last steps' samples, compared with the best such window so far, and of the greedy
+    answers to held-out problems, compared with the best evaluation so far."""
 
     window: int = 5
-    """Steps."""
+    """Steps whose samples are taken together."""
     warn: float | None = 0.02
     """Lost accuracy that is told, once it is above its noise too. None: never."""
     stop: float | None = None

@@ -60,7 +60,7 @@ class RlLoop:
         self.printer = StepPrinter("rl", self.config.steps, runtime.config.logging.every, silent=not main)
         try:
             if "held_out_accuracy_before" not in progress:
-                progress["held_out_accuracy_before"] = self.evaluate(progress["step"])
+                progress["held_out_accuracy_before"] = self.evaluate(progress["step"])["held_out_accuracy"]
                 self.printer.say(
                     f"rl: held-out accuracy {progress['held_out_accuracy_before']:.1%} before the first step"
                 )
@@ -128,11 +128,11 @@ class RlLoop:
                 f"{self.overoptimisation.news}; step {step + 1} is saved, rl.overoptimisation.stop=null goes on from it"
             )
 
-    def evaluate(self, step: int) -> float:
-        """Greedy verified accuracy on held-out problems with the current weights. Collective."""
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Greedy verified accuracy on held-out problems with the current weights, for metrics. Collective."""
         self.runtime.pulse.beat("eval")
         self.rollout.load_weights(self.engine.named_weights(), step)
-        accuracy, answers = answer_held_out(
+        accuracy, answers, answered = answer_held_out(
             self.runtime,
             self.rollout,
             self.task,
@@ -144,12 +144,13 @@ class RlLoop:
         if self.answers:
             for answer in answers:
                 self.answers.write({"step": step, **answer})
-        return accuracy
+        return {"held_out_accuracy": accuracy, **self.overoptimisation.examine(step, answered)}
 
     def _after_step(self, progress: dict[str, Any], record: dict[str, Any], collected: Collected) -> None:
         step, last = progress["step"], progress["step"] == self.config.steps
         if step % self.config.eval_every == 0 or last:
-            record["held_out_accuracy"] = progress["held_out_accuracy"] = self.evaluate(step)
+            record |= self.evaluate(step)
+            progress["held_out_accuracy"] = record["held_out_accuracy"]
         if self.metrics and self.samples:
             for item, score in collected.sampled[: self.config.log_samples]:
                 self.samples.write(describe_sample(step, item, score))

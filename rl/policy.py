@@ -9,13 +9,15 @@ from farside.parallel import comm
 from farside.rl.overthinking import outcome_efficiency
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.base import Rollout
-from farside.rl.types import Mark, Task
+from farside.rl.types import Completion, Mark, Task, Verdict
 from farside.train.checkpoint.format import Checkpoint
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
 from farside.train.model.transformer import Transformer
 from farside.train.phase import identity, load_foreign
 from farside.train.runtime import Runtime
+
+Answered = list[tuple[Completion, Verdict]]
 
 
 def load_engine(runtime: Runtime, data: Prepared, path: Path, head: str) -> tuple[NativeEngine, Checkpoint]:
@@ -58,8 +60,9 @@ def answer_held_out(
     prompts: int,
     max_new_tokens: int,
     shown: int,
-) -> tuple[float, list[dict[str, Any]]]:
-    """Greedy answers to held-out problems 0..prompts-1: verified accuracy, and the first ``shown`` of them. Collective.
+) -> tuple[float, list[dict[str, Any]], Answered]:
+    """Greedy answers to held-out problems 0..prompts-1: verified accuracy, the first ``shown`` of them described, and
+    this rank's. Collective.
 
     A verifier error counts as not answered: it lowers the accuracy, never raises it.
     """
@@ -86,4 +89,5 @@ def answer_held_out(
         if answer.prompt.index < shown
     ]
     gathered = [record for part in comm.gather_objects(records, runtime.mesh.world) for record in part]
-    return sums[0] / sums[1], sorted(gathered, key=lambda record: record["problem"])
+    described = sorted(gathered, key=lambda record: record["problem"])
+    return sums[0] / sums[1], described, list(zip(answers, verdicts))

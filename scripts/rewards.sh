@@ -26,7 +26,6 @@ outcome_models() {
   local policy="train.init_from=$(newest sft)" many="reward.prompts=4096 reward.steps=500"
   run reward reward_outcome "$policy" $many
   run reward reward_outcome_margin "$policy" $many reward.margin=1
-  run reward reward_weak "$policy" reward.prompts=64 reward.steps=40
 }
 
 process_models() {
@@ -39,8 +38,9 @@ process_models() {
 
 # the weak model alone teaches: its score rises, verified accuracy does not
 exploited() {
+  run reward reward_weak train.init_from="$(newest sft)" reward.prompts=64 reward.steps=40
   run rl rl_weak train.init_from="$(newest sft)" rl.reward_model="$(newest reward_weak)" \
-    rl.verifier_weight=0 rl.reward_model_weight=1 rl.steps=50
+    rl.verifier_weight=0 rl.reward_model_weight=1 rl.steps=60 rl.lr=1e-4 rl.eval_every=2
 }
 
 # at equal samples: the verifier's word on whole answers, and beside it rewards of steps
@@ -49,7 +49,7 @@ compared() {
   policy="train.init_from=$(newest sft)"
   for seed in 0 1; do
     run rl "rl_verifier_$seed" "$policy" train.seed=$seed rl.reward_model_weight=0
-    run rl "rl_process_$seed" "$policy" train.seed=$seed rl.reward_model="$(newest reward_process_both)" \
+    run rl "rl_process_$seed" "$policy" train.seed=$seed rl.reward_model="$(newest reward_process_planted)" \
       rl.reward_model_weight=0 rl.process_weight=0.5
   done
 }

@@ -74,7 +74,8 @@ def exploited(root: Path) -> None:
             continue
         alarms = [row["step"] for row in rows if row.get("overoptimisation")]
         print(f"{path.name}: first alarm at step {alarms[0] if alarms else '–'}.\n")
-        kept = [row for row in rows if "held_out_accuracy" in row or row["step"] in alarms[:1]]
+        kept = [row for row in rows if row["step"] % 10 == 0 or ("held_out_accuracy" in row and row["step"] <= 10)]
+        kept = [row for row in rows if row in kept or row["step"] in alarms[:1]]
         start = read(path / "summary.json").get("held_out_accuracy_before")
         header = ["step", "score", "sampled, right", "held out, right", "KL from the start", "tokens", "alarm"]
         table(

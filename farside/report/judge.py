@@ -2,7 +2,7 @@
 
 from farside.report import plots, prose
 from farside.report.markup import image, quiet, table, tag
-from farside.report.numbers import change, number, percent
+from farside.report.numbers import change, is_number, number, percent
 from farside.report.read import Row, mapping, numbers_of
 
 WAYS = {
@@ -33,11 +33,12 @@ def watched(rows: list[Row], summary: Row) -> list[object]:
         return []
     alarms = [row for row in rows if row.get("overoptimisation")]
     if alarms:
-        step, lost = (alarms[0].get(key) for key in ("step", "truth_lost"))
+        first, ways = alarms[0], (("sampled", "truth_lost"), ("held out", "held_out_lost"))
+        lost = ", ".join(f"{name} by {percent(first[key])}" for name, key in ways if is_number(first.get(key)))
         told = tag(
             "p",
-            tag("b", f"Over-optimisation: alarm at step {number(step)}. "),
-            f"The score had risen while sampled accuracy had fallen by {percent(lost)} from its best.",
+            tag("b", f"Over-optimisation: alarm at step {number(first.get('step'))}. "),
+            f"The score had risen while accuracy had fallen from its best: {lost}.",
         )
     else:
         told = quiet("No alarm: the score did not rise while verified accuracy fell.")

@@ -79,8 +79,8 @@ def watch_reward(
     is gone on from recorded."""
     config = runtime.config.rl
     if judge is None:
-        return Overoptimisation(None, None, config.eval_every)
+        return Overoptimisation(None, None, None, config.eval_every)
     if start is None and config.overoptimisation.kl:
         start = load_start(runtime, data, "rl.overoptimisation.kl")
     drift = Drift(start, runtime.mesh, runtime.device, config.micro_batch_size)
-    return Overoptimisation(Watch(config.overoptimisation, state), drift, config.eval_every)
+    return Overoptimisation(Watch(config.overoptimisation, state), drift, judge, config.eval_every)

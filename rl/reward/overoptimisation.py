@@ -1,7 +1,8 @@
 """Whether a reward model is still a measure: its score (the proxy) against verified accuracy (the truth) as RL goes on.
 
 A policy trained against a fixed model ends at what that model overrates (Gao et al., arXiv 2210.10760); the verifier
-tells when. Both are means over the last ``window`` steps' samples; every step has new problems, held out so far.
+tells when. Both are followed in two ways: means over the last ``window`` steps' samples, and the greedy answers to the
+held-out problems at every evaluation, which move earlier.
 """
 
 import math
@@ -9,7 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,13 +18,16 @@ from farside.configs.schema import OveroptimisationConfig
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh
 from farside.rl.batches import AnswerRows
-from farside.rl.types import Completion
+from farside.rl.reward.model import Judge
+from farside.rl.reward.normalise import squashed
+from farside.rl.types import Completion, Mark, Verdict
 from farside.train.engine.base import Engine
 
 GRAM = 4
 LEVELS = ("", "warn", "stop")
+NAMES = {"samples": "sampled accuracy", "answers": "held-out accuracy"}
 NOISE = 2.0
-"""Standard errors of the difference of two windows that a loss must exceed."""
+"""Standard errors that a loss must exceed."""
 
 
 class OverOptimised(RuntimeError):
@@ -44,36 +48,84 @@ class Window:
         error = statistics.stdev(truths) / math.sqrt(len(truths)) if len(truths) > 1 else 0.0
         return cls(step, statistics.fmean(proxies), statistics.fmean(truths), error)
 
+    def noise(self, other: "Window") -> float:
+        """Standard error of the difference of the truths."""
+        return math.hypot(self.error, other.error)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Greedy answers to the held-out problems. right: "1" where one is, in the problems' order."""
+
+    step: int
+    proxy: float
+    right: str
+
+    @property
+    def truth(self) -> float:
+        return self.right.count("1") / len(self.right)
+
+    def noise(self, other: "Examination") -> float:
+        """As McNemar's test has it: the same problems twice, so that only those whose mark changed tell anything."""
+        return math.sqrt(sum(one != two for one, two in zip(self.right, other.right))) / len(self.right)
+
+
+Seen = TypeVar("Seen", Window, Examination)
+
 
 class Watch:
-    """Follows (proxy, truth) from step to step. state: what ``record`` gave before."""
+    """Follows (proxy, truth). state: what ``record`` gave before."""
 
     def __init__(self, config: OveroptimisationConfig, state: Mapping[str, Any] | None = None) -> None:
         self.config = config
         self.proxies: list[float] = list(state["proxies"]) if state else []
         self.truths: list[float] = list(state["truths"]) if state else []
-        self.best = Window(**state["best"]) if state and state["best"] else None
-        self.alarm: str = state["alarm"] if state else ""
-        """One of LEVELS, of the newest step."""
-        self.worse = False
-        """Whether it is a higher one than the step's before."""
+        self.best_window = Window(**state["best_window"]) if state and state["best_window"] else None
+        self.best_answers = Examination(**state["best_answers"]) if state and state["best_answers"] else None
+        levels = state["levels"] if state else {"samples": "", "answers": ""}
+        # whoever goes on after a stop has chosen to: it takes a new loss to stop again
+        self.levels: dict[str, str] = {what: level.replace("stop", "warn") for what, level in levels.items()}
+        """One of LEVELS of each way to follow it, as of the newest step or evaluation."""
+        self.before, self.cause = self.alarm, ""
+
+    @property
+    def alarm(self) -> str:
+        return max(self.levels.values(), key=LEVELS.index)
+
+    @property
+    def worse(self) -> bool:
+        """Whether the alarm is a higher one than after the step before."""
+        return LEVELS.index(self.alarm) > LEVELS.index(self.before)
 
     def observe(self, step: int, proxy: float, truth: float) -> dict[str, Any]:
-        """For metrics.jsonl: the window's means, the accuracy lost since the best window, an alarm if there is one."""
+        """A step's samples. For metrics.jsonl: the window's means, the accuracy lost since the best one, an alarm."""
+        self.before = self.alarm
         self.proxies = [*self.proxies, proxy][-self.config.window :]
         self.truths = [*self.truths, truth][-self.config.window :]
         if len(self.truths) < self.config.window:
             return {}
         now = Window.of(step, self.proxies, self.truths)
-        if self.best is None or now.truth >= self.best.truth:
-            self.best = now
-        lost = self.best.truth - now.truth
-        beyond_noise = lost > NOISE * math.hypot(now.error, self.best.error)
-        exploited = beyond_noise and now.proxy > self.best.proxy
-        before, self.alarm = self.alarm, self._level(lost) if exploited else ""
-        self.worse = LEVELS.index(self.alarm) > LEVELS.index(before)
-        found = {"proxy_window": now.proxy, "truth_window": now.truth, "truth_lost": lost}
-        return {**found, "overoptimisation": self.alarm} if self.alarm else found
+        self.best_window, lost = self._compare("samples", self.best_window, now)
+        return {"proxy_window": now.proxy, "truth_window": now.truth, "truth_lost": lost, **self._told()}
+
+    def examine(self, now: Examination) -> dict[str, Any]:
+        """An evaluation, likewise."""
+        self.best_answers, lost = self._compare("answers", self.best_answers, now)
+        return {"held_out_reward_model": now.proxy, "held_out_lost": lost, **self._told()}
+
+    def _compare(self, what: str, best: Seen | None, now: Seen) -> tuple[Seen, float]:
+        """(the best so far, what has been lost since); sets the level."""
+        if best is None or now.truth >= best.truth:
+            best = now
+        lost = best.truth - now.truth
+        exploited = lost > NOISE * best.noise(now) and now.proxy > best.proxy
+        self.levels[what] = self._level(lost) if exploited else ""
+        if self.levels[what]:
+            self.cause = (
+                f"over-optimisation: from step {best.step} to {now.step} the reward model's score rose from "
+                f"{best.proxy:.3f} to {now.proxy:.3f} while {NAMES[what]} fell from {best.truth:.1%} to {now.truth:.1%}"
+            )
+        return best, lost
 
     def _level(self, lost: float) -> str:
         for level in reversed(LEVELS[1:]):
@@ -82,20 +134,14 @@ class Watch:
                 return level
         return ""
 
-    @property
-    def cause(self) -> str:
-        """The alarm as a line."""
-        assert self.best is not None
-        now = Window.of(0, self.proxies, self.truths)
-        return (
-            f"over-optimisation: since step {self.best.step} the reward model's score rose from {self.best.proxy:.3f} "
-            f"to {now.proxy:.3f} while verified accuracy fell from {self.best.truth:.1%} to {now.truth:.1%}"
-        )
+    def _told(self) -> dict[str, str]:
+        return {"overoptimisation": self.alarm} if self.alarm else {}
 
     def record(self) -> dict[str, Any]:
         """For a checkpoint."""
-        best = vars(self.best) if self.best else None
-        return {"proxies": self.proxies, "truths": self.truths, "best": best, "alarm": self.alarm}
+        window, answers = (vars(best) if best else None for best in (self.best_window, self.best_answers))
+        seen = {"proxies": self.proxies, "truths": self.truths, "best_window": window, "best_answers": answers}
+        return {**seen, "levels": self.levels}
 
 
 def repetition(tokens: Sequence[int], gram: int = GRAM) -> float:
@@ -131,10 +177,13 @@ class Drift:
 
 
 class Overoptimisation:
-    """All that is told of a reward model in the loop; nothing where none is (watch: None)."""
+    """All that is told of a reward model in the loop; nothing where there is none (the three are None).
 
-    def __init__(self, watch: Watch | None, drift: Drift | None, every: int) -> None:
-        self.watch, self.drift, self.every = watch, drift, every
+    judge: of the held-out answers. every: steps between looks at the drift.
+    """
+
+    def __init__(self, watch: Watch | None, drift: Drift | None, judge: Judge | None, every: int) -> None:
+        self.watch, self.drift, self.judge, self.every = watch, drift, judge, every
 
     def observe(self, step: int, described: Mapping[str, float], completions: Sequence[Completion]) -> dict[str, Any]:
         """For metrics.jsonl. described: the step's ``reward_model`` and ``accuracy``. Collective."""
@@ -143,9 +192,26 @@ class Overoptimisation:
         found = self.watch.observe(step, described["reward_model"], described["accuracy"])
         return {**found, **self.drift.describe(completions)} if step % self.every == 0 else found
 
+    def examine(self, step: int, answered: Sequence[tuple[Completion, Verdict]]) -> dict[str, Any]:
+        """For metrics.jsonl. answered: this rank's share of the held-out problems. Collective."""
+        if self.watch is None or self.drift is None or self.judge is None:
+            return {}
+        opinions = self.judge.opinions([item for item, _ in answered]) if answered else []
+        mine = [
+            (
+                item.prompt.index,
+                verdict.mark is Mark.correct,
+                squashed(opinion.raw, self.judge.center, self.judge.scale),
+            )
+            for (item, verdict), opinion in zip(answered, opinions)
+        ]
+        everyone = sorted(each for part in comm.gather_objects(mine, self.drift.mesh.world) for each in part)
+        right = "".join(str(int(correct)) for _, correct, _ in everyone)
+        return self.watch.examine(Examination(step, statistics.fmean(score for *_, score in everyone), right))
+
     @property
     def news(self) -> str:
-        """The alarm of the newest step as a line, where it is worse than the step's before; else empty."""
+        """The alarm as a line, where the newest step raised it; else empty."""
         return self.watch.cause if self.watch and self.watch.worse else ""
 
     @property

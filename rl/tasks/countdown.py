@@ -75,6 +75,7 @@ class CountdownTask(DatasetTask):
     """Countdown with traces; verdicts need no child process."""
 
     score_is_cheap = True
+    step_separator = " "
 
     def __init__(
         self, dataset: CountdownDataset, search_share: float, steps_share: float, tries: int, operations: str

@@ -31,8 +31,10 @@ def watch(steps: int, **last: Any) -> str:
 def test_alarm_is_told_with_its_step() -> None:
     assert "No alarm" in watch(41, kl_start=2.5)
     text = watch(41, kl_start=2.5, repetition=0.125, overoptimisation="warn")
-    for told in ("alarm at step 41", "fallen by 3.12%", "nats an answer, 0.500 → 2.50", "4-grams 0% → 12.5%"):
+    for told in ("alarm at step 41", "best: sampled by 3.12%.", "nats an answer, 0.500 → 2.50", "4-grams 0% → 12.5%"):
         assert told in text
+    told = watch(41, overoptimisation="warn", held_out_lost=0.04)
+    assert "sampled by 3.12%, held out by 4.00%." in told or "held out by 4%." in told
     assert "Over-optimisation" in watch(3, overoptimisation="warn", truth_lost="much"), "odd values are no failure"
 
 
