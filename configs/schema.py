@@ -500,9 +500,9 @@ class MathConfig:
     temperature: float = 1.0
     k: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     """pass@k and maj@k; those above ``samples`` are left out."""
-    budgets: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32, 64])
-    """Tokens of thinking, its two marks included, after which a greedy answer's thinking is cut and closed, so that the
-    model must answer: accuracy under each."""
+    budgets: list[int] = field(default_factory=lambda: [0, 4, 8, 16, 32, 64])
+    """Thinking tokens after which a greedy answer's thought is cut and closed, so that the model must answer: accuracy
+    under each."""
     answer_tokens: int = 32
     """Tokens of such an answer at most."""
     seed: int = 1234

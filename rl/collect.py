@@ -118,15 +118,12 @@ class Collector:
         share = wanted // self.mesh.dp_size
         mine = chosen[self.mesh.dp_rank * share :][:share]
         scored = self._scored(step, [item for flight in mine for item in self._completions(flight, step)])
-        old, tokens = (
-            float(sum(of(draft) for flight in chosen for draft in flight.drafts))
-            for of in (lambda draft: draft.drawn_before(step), lambda draft: len(draft.tokens))
-        )
+        drafts = [draft for flight in chosen for draft in flight.drafts]
         shown = {
             "decode_steps": float(steps),
             "in_flight": float(len(self.flights)),
             "staleness": sum(step - flight.started for flight in chosen) / wanted,
-            "old_share": old / tokens,
+            "old_share": sum(draft.drawn_before(step) for draft in drafts) / sum(len(draft.tokens) for draft in drafts),
         }
         per_prompt = config.samples_per_prompt
         groups = [scored[first : first + per_prompt] for first in range(0, len(scored), per_prompt)]

@@ -93,6 +93,8 @@ class Task(Protocol):
     """Problems with a verifiable answer, split so that train and held-out never meet."""
 
     name: str
+    step_separator: str
+    """What stands between the steps of worked answers; a process reward model judges each."""
 
     def prompt(self, split: str, index: int) -> Prompt:
         """Problem ``index`` of "train" or "held_out": a pure function of both and the task's settings."""

@@ -246,8 +246,8 @@ class Table:
 
 def columns_of(rows: list[dict[str, Any]]) -> tuple[list[str | int], list[list[Any]]]:
     """Every key in the order of its first appearance, and the rows' values; None where a row lacks one."""
-    columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
-    return columns, [[row.get(str(column)) for column in columns] for row in rows]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return [*columns], [[row.get(column) for column in columns] for row in rows]
 
 
 def _mirror(run_dir: Path, project: str, name: str, mode: str) -> None:

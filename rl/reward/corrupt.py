@@ -9,8 +9,7 @@ from farside.data.tokenizer import Tokenizer
 from farside.rl.reward.process import Labelled
 from farside.rl.reward.steps import StepFinder
 from farside.rl.tasks.addition import AdditionTask
-from farside.rl.tasks.dataset import VerifiedTask
-from farside.rl.types import Completion, Prompt
+from farside.rl.types import Completion, Prompt, Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Worked:
     wrong: int | None
 
 
-def corrupted(task: VerifiedTask, prompt: Prompt, seed: int) -> Worked:
+def corrupted(task: Task, prompt: Prompt, seed: int) -> Worked:
     """The task's worked answer with a mistake in one step, each equally likely, or in none, as likely as in any one.
 
     Addition goes on from its mistake as if it were none, as a policy would. Of other tasks a digit is changed and the
@@ -83,9 +82,7 @@ def labelled(work: Worked, prompt: Prompt, separator: str, tokenizer: Tokenizer)
     return Labelled(item, ends, [float(index < first) for index in range(len(ends))])
 
 
-def corrupted_answers(
-    task: VerifiedTask, tokenizer: Tokenizer, split: str, count: int, seed: int
-) -> Iterator[Labelled]:
+def corrupted_answers(task: Task, tokenizer: Tokenizer, split: str, count: int, seed: int) -> Iterator[Labelled]:
     """Of problems 0..count-1 of a split."""
     for index in range(count):
         prompt = task.prompt(split, index)

@@ -57,7 +57,7 @@ def judge(reference: str, answer: str) -> Verdict:
         Exception: whatever math-verify or sympy raises. No exception means "wrong".
     """
     verdict = judge_quickly(reference, answer)
-    return verdict or _math_verify(_without_signs(reference), _without_signs(answer))
+    return verdict or _math_verify(*(_without_signs(_normalise(text)) for text in (reference, answer)))
 
 
 def judge_quickly(reference: str, answer: str) -> Verdict | None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -60,7 +61,9 @@ class Sandbox:
             tempfile.TemporaryFile() as stdout,
             tempfile.TemporaryFile() as stderr,
             tempfile.TemporaryFile() as status,
-            tempfile.TemporaryDirectory(prefix="farside-", ignore_cleanup_errors=True) as folder,
+            nullcontext("/")  # its own, in memory
+            if self.isolated
+            else tempfile.TemporaryDirectory(prefix="farside-program-", ignore_cleanup_errors=True) as folder,
         ):
             for file, content in ((source, json.dumps(texts).encode()), (stdin, given.encode("utf-8", "replace"))):
                 file.write(content)

@@ -95,10 +95,13 @@ def run(make: Callable[[TaskConfig], Task]) -> None:
 def make_ready(config: TaskConfig) -> Task:
     # Imported here: inside ``run``'s confinement and error report.
     from farside.rl.reward.equivalence import warm_up
+    from farside.rl.tasks.problems import ProblemTask
     from farside.rl.tasks.registry import make_task
 
-    warm_up()
-    return make_task(config)
+    task = make_task(config)
+    if isinstance(task, ProblemTask):
+        warm_up()
+    return task
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from farside.rl.tasks.rows import Row, read_rows
 from farside.rl.types import Mark, Prompt, Verdict
 
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+MAX_VALUE = 10_000
+"""Characters of a returned value, or four times the expected one's: beyond is wrong, unread."""
 MAX_PROGRAM = 100_000
 """Characters of a program; a longer one is wrong, unread."""
 
@@ -119,6 +121,8 @@ def compare_results(tests: Tests, outcome: Outcome) -> str:
     for number, test in enumerate(tests.returned, start=1):
         if number > len(found):
             return f"test {number} of {count}: {outcome.detail or 'no result'}"
+        if len(found[number - 1]) > max(MAX_VALUE, 4 * len(repr(test.expected))):
+            return f"test {number} of {count}: a value of {len(found[number - 1])} characters"
         try:
             value = ast.literal_eval(found[number - 1])
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):

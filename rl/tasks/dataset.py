@@ -57,8 +57,6 @@ class VerifiedTask(Task, Protocol):
 
     longest_seconds: float
     """What ``verify`` may take by its own limits; 0 where it has none."""
-    step_separator: str
-    """What stands between the steps of the task's worked answers; a process reward model judges each."""
 
     def decide(self, prompt: Prompt, text: str) -> Verdict | None:
         """The verdict where it costs no more than reading the text, else None; never unlike ``verify``."""

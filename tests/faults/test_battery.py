@@ -15,7 +15,7 @@ from farside.train.metrics import read_metrics
 from tests.faults import tally
 from tests.faults.driver import checkpoint_files, farside, last_step, sequence, status
 from tests.faults.forked import ForkedJob
-from tests.faults.test_rl_resume import RL
+from tests.faults.test_rl_resume import REPLAY
 
 STEPS, SAVE, EVAL = 24, 3, 4
 PHASES = ("data", "forward", "backward", "step", "save", "eval")
@@ -144,7 +144,14 @@ def _reached(job: ForkedJob, phase: str, step: int) -> bool:
 def test_sigterm_in_rollouts(tmp_path: Path, words: list[str], reference: Path) -> None:
     generator, run = random.Random(7), tmp_path / "run"
     start = max((reference / "checkpoints").glob("step_*"))
-    command = [*words, *RL, "parallel.dp_shard=2", f"train.init_from={start}", "rl.steps=24", "checkpoint.every=100"]
+    command = [
+        *words,
+        *REPLAY,
+        "parallel.dp_shard=2",
+        f"train.init_from={start}",
+        "rl.steps=24",
+        "checkpoint.every=100",
+    ]
     for number in range(1, 11):
         fault = f"{generator.randrange(2)} {2 * number} rollout term {generator.choice([0, generator.random()]) / 50}"
         with ForkedJob(command, tmp_path, fault, module="farside.rl.train") as job:

@@ -29,7 +29,7 @@ class Hostile:
         if fault == 2:
             os.fork()
         if fault == 3:
-            hoard = [bytearray(1 << 28) for _ in range(100)]
+            hoard = [bytes(1 << 28) for _ in range(100)]
         if fault == 4:
             os.write(1, bytes(range(256)))
         if fault == 5:
@@ -62,16 +62,19 @@ RL = [
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory, words: list[str], reference: Path) -> tuple[str, Path]:
+def hostile(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> tuple[str, Path]:
     """(PYTHONPATH with the family, checkpoint of a policy that ends its answers)."""
     root = tmp_path_factory.mktemp("hostile")
     package = root / "modules" / "reasoning_gym"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(FAMILY)
     path = os.pathsep.join([str(root / "modules"), environment()["PYTHONPATH"]])
-    start = max((reference / "checkpoints").glob("step_*"))
-    done = farside(["sft", *words, *SFT, f"train.init_from={start}"], root, seconds=200, PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
+    for command in (
+        ["train", *words, "train.steps=4", "run.dir=start"],
+        ["sft", *words, *SFT, "train.init_from=start/checkpoints/step_00000004"],
+    ):
+        done = farside(command, root, seconds=200, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
     return path, max((root / "warm" / "checkpoints").glob("step_*"))
 
 

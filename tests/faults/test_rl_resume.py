@@ -75,8 +75,8 @@ def assert_resumes(command: list[str], whole: Path, hurt: Path) -> None:
 
 
 PARTIAL = [
-    *("rl.steps=8", "checkpoint.every=3", "rl.prompts_per_step=2", "rl.samples_per_prompt=4", "rl.max_new_tokens=24"),
-    *("rl.partial_tokens=8", "rl.max_staleness=3", "rl.rollout_batch=6", "rl.learn_old_segments=false"),
+    *("rl.steps=8", "checkpoint.every=3", "rl.prompts_per_step=2", "rl.samples_per_prompt=4", "rl.max_new_tokens=9"),
+    *("rl.partial_tokens=3", "rl.max_staleness=3", "rl.rollout_batch=6", "rl.learn_old_segments=false"),
     *("rl.reward_model_weight=0", "rl.truncation_penalty=0.5", "rl.eval_every=4", "rl.eval_prompts=4"),
     *("rl.updates_per_step=2", "rl.lr=1e-3", "run.dir=run"),
     *("rl.replay.samples=2", "rl.replay.seq_len=64", "+rl.replay.mixture={needle_en:0.5,en:0.5}"),
@@ -109,10 +109,10 @@ def test_partial_rollouts_are_under_way_and_learn(partial: tuple[list[str], Path
     assert all(record["in_flight"] > 0 for record in records[:-1])
     assert max(record["staleness"] for record in records) >= 1
     assert max(record["staleness"] for record in records) <= 3
-    assert 0 < max(record["old_share"] for record in records) < 1
-    assert 0 < min(record["truncated_share"] for record in records) < 1
+    for share in ("old_share", "truncated_share"):
+        assert any(0 < record[share] < 1 for record in records), share
     assert any(record["policy_loss"] for record in records)
-    state = json.loads((partial[1] / "checkpoints" / "step_00000003" / "state.json").read_text())
+    state = json.loads((partial[1] / "checkpoints" / "step_00000006" / "state.json").read_text())
     drafts = [draft for flight in state["in_flight"] for draft in flight["drafts"]]
     assert {draft["done"] for draft in drafts} == {False, True}, "answers under way, and answers without a reward yet"
 
@@ -129,8 +129,11 @@ def test_killed_in_the_midst_with_answers_under_way(
         assert job.wait() != 0
         assert job.gone()
     run = tmp_path / "run"
-    what, step = moment.split()
-    assert last_step(run) == int(step) - (what != "save") or (what == "save" and last_step(run) >= int(step))
+    if moment == "save 6":
+        assert last_step(run) >= 6
+        assert not (run / "checkpoints" / "step_00000006").exists()
+    else:
+        assert last_step(run) == 4
     again = farside(command, tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumed at step 3" in again.stdout

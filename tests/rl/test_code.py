@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def verdict(task: CodeTask, word: str, program: str) -> Verdict:
         ("Write", "def g(a, b): return a + b", "test 1 of 2: crash: AttributeError"),
         ("Write", "def f(a): return a", "test 1 of 2: crash: TypeError"),
         ("Write", "def f(a, b", "test 1 of 2: crash: SyntaxError"),
+        ("Write", "def f(a, b): return [[]] * 10**6", "test 1 of 2: a value of 4000000 characters"),
         ("Write", "def f(a, b): return bytearray(10**12)", "test 1 of 2: memory"),
         ("Read", "a, b = map(int, input().split())\nprint(a + b)", ""),
         ("Read", "print(3)", "test 2 of 2: another output"),
@@ -84,7 +86,7 @@ WRITES_EVERYWHERE = "import os\nfor fd in range(64):\n try: os.write(fd, b'{}')\
         "import sys; sys.exit(0)",
         "print('ALL TESTS PASSED')",
         WRITES_EVERYWHERE.format("ALL TESTS PASSED"),
-        WRITES_EVERYWHERE.format('{{"exit": 0}}\\n{{"mark": "correct"}}'),
+        WRITES_EVERYWHERE.format('{"exit": 0}\\n{"id": 1, "mark": "correct", "detail": "", "kind": ""}'),
         "class A:\n    def __eq__(self, other): return True\n    def __repr__(self): return '3'\nf = lambda a, b: A()",
         "import builtins\nbuiltins.repr = lambda value: '3'\nf = lambda a, b: None",
         "import json\njson.dumps = lambda value: '\"3\"'\nf = lambda a, b: None",
@@ -100,8 +102,8 @@ WRITES_EVERYWHERE = "import os\nfor fd in range(64):\n try: os.write(fd, b'{}')\
     ],
 )
 def test_a_verdict_cannot_be_forged(task: CodeTask, program: str) -> None:
-    assert verdict(task, "Write", program).mark is Mark.wrong
-    assert verdict(task, "Read", program).mark is Mark.wrong
+    for word in ("Write",) if "f(" in program or "f =" in program else ("Write", "Read"):
+        assert verdict(task, word, program).mark is Mark.wrong
 
 
 def test_what_is_expected_never_enters_the_sandbox(task: CodeTask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +233,7 @@ def test_the_pool_survives_its_programs_and_they_not_it(tmp_path: Path) -> None:
     task = make_task(settings)
     assert isinstance(task, CodeTask)
     prompt = find(task, "Read")
+    before = set(Path(tempfile.gettempdir()).glob("farside-program-*"))
     good, hang = (prompt, task.trace(prompt, 0)), (prompt, "import time\ntime.sleep(60)<|end|>")
     with VerifierPool(settings, 30.0) as pool:
         assert pool.verify([good]) == [Verdict(Mark.correct)]
@@ -257,6 +260,7 @@ def test_the_pool_survives_its_programs_and_they_not_it(tmp_path: Path) -> None:
     while any(map(runs, below)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(runs, below)), "the program outlived its verifier"
+    assert not ISOLATED or set(Path(tempfile.gettempdir()).glob("farside-program-*")) <= before
 
 
 def offspring(pid: int) -> set[int]:

@@ -344,6 +344,13 @@ def assert_harmless(references: tuple[str, ...], answers: list[str], folder: Pat
     assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl"]
 
 
+def test_a_flood_of_spaces_costs_no_more_than_reading_it() -> None:
+    started = time.monotonic()
+    assert judge("x", "y" + " " * 1_000_000 + "z").mark is Mark.wrong
+    assert judge("x+y", "y" + " " * 1_000_000 + "+x").mark is Mark.correct
+    assert time.monotonic() - started < 5
+
+
 def test_hostile_answers_are_wrong_or_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_harmless(("x",), [HOSTILE[0], HOSTILE[7], HOSTILE[17], HOSTILE[-2]], tmp_path, 5.0)

@@ -96,8 +96,13 @@ ISOLATED = {
 
 
 @pytest.mark.usefixtures("token")
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("isolated", [pytest.param(True, marks=needs_isolation), False])
+@pytest.mark.parametrize(
+    ("name", "isolated"),
+    [
+        *(pytest.param(name, True, marks=needs_isolation) for name in BOTH),
+        *((name, False) for name in ("endless", "hoards", "prints for ever", "segfault", "leaves at once")),
+    ],
+)
 def test_an_attack_gets_its_label_in_time(name: str, isolated: bool) -> None:
     program, label = BOTH[name]
     outcome = attack(program, isolated, seconds=SHORT if label == "timeout" else LONG)

@@ -188,6 +188,18 @@ def test_the_decoder_is_the_model_in_fp32(config: ModelConfig) -> None:
         assert torch.allclose(torch.tensor(answer.logprobs), expected, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_bf16_is_rounded_where_the_model_rounds() -> None:
+    """One token at a time, the model's own way; it knows nothing of the decoder's layout."""
+    model = random_model(CONFIGS["one kv head, qk-norm, untied"], torch.float32).to(torch.bfloat16)
+    tokens = torch.tensor(PROMPTS[0])
+    decoder, prefixes = Decoder.of(model), Prefixes(1, len(tokens))
+    decoder.reserve(len(tokens))
+    ours = decoder.logits(decoder.hidden(tokens, torch.arange(len(tokens)), prefixes.attend))
+    theirs = logits_of(model, tokens[None])[0]
+    assert (ours - theirs).abs().max() <= 2**-6 * theirs.abs().max(), "one rounding of the largest"
+
+
 def test_loaded_weights_replace_all_others() -> None:
     for config in CONFIGS.values():
         one, other = random_model(config, seed=0), random_model(config, seed=1)

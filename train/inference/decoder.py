@@ -1,7 +1,8 @@
 """The decoder's forward pass for inference: the same numbers as ``Transformer.hidden``, in fewer and larger kernels.
 
 A step of decoding is short: what it costs beside its matrix products is the number of kernels. So matrices with one
-input are one (query, key and value; gate and up), rotations come from a table, and residuals are added by the products.
+input are one (query, key and value; gate and up), and rotations come from a table. Whatever is rounded there is rounded
+here, so that bf16 decodes what bf16 trains.
 The slow twin is the model itself (tests/train/test_generate.py).
 
 Shapes: N tokens of any rows, E model dim, H heads, K key/value heads, D head dim, F ffn dim, V vocabulary.
@@ -118,9 +119,9 @@ class Decoder:
                 qk = self._norm(qk, layer.qk_norm_HKD)
             qk = apply_rope(qk, (cos_N1D, sin_N1D))
             attended = attend(number, qk[:, :heads], qk[:, heads:], qkv[:, heads + groups :])
-            x_NE = torch.addmm(x_NE, attended, layer.output_EP.t())
+            x_NE = F.linear(attended, layer.output_EP).add_(x_NE)
             gate_NF, up_NF = F.linear(self._norm(x_NE, layer.mlp_norm_E), layer.gate_up_FE).chunk(2, dim=-1)
-            x_NE = torch.addmm(x_NE, F.silu(gate_NF).mul_(up_NF), layer.down_EF.t())
+            x_NE = F.linear(F.silu(gate_NF).mul_(up_NF), layer.down_EF).add_(x_NE)
         return self._norm(x_NE, self.norm_E)
 
     def logits(self, x_NE: Tensor) -> Tensor:
