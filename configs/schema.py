@@ -709,6 +709,11 @@ class CorrectionConfig:
     high: float = 2.0
 
 
+class ProcessCredit(Enum):
+    to_go = "to_go"
+    progress = "progress"
+
+
 class ScoreNorm(Enum):
     held_out = "held_out"
     batch = "batch"
@@ -857,6 +862,9 @@ class RlConfig:
     """Standardised scores are clipped to this many spreads either side. None: not at all."""
     process_weight: float = 0.0
     """Weight of the advantages from rewards of steps, beside those from whole answers; needs a process model."""
+    process_credit: ProcessCredit = ProcessCredit.to_go
+    """What a token is credited with. to_go: the steps from its own on; progress: by how much its own step changes how
+    probably all is right."""
     overoptimisation: OveroptimisationConfig = field(default_factory=OveroptimisationConfig)
     verifier_weight: float = 1.0
     """Weight of the verifier's 0 or 1. At 0 the reward model alone teaches; the verifier still measures, and an

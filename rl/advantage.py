@@ -124,3 +124,25 @@ def step_advantages(step_rewards_NT: Tensor, samples_per_prompt: int, eps: float
     shape = (-1, samples_per_prompt * step_rewards_NT.shape[1])
     normalised = group_normalised(step_rewards_NT.reshape(shape), steps_NT.reshape(shape), eps)
     return normalised.view_as(step_rewards_NT).flip(1).cumsum(1).flip(1)
+
+
+def progress_advantages(step_rewards_NT: Tensor, samples_per_prompt: int, eps: float = EPS) -> Tensor:
+    """[N, T]: at each token by how much its own step changes the reward (before the first it is 1: nothing is wrong),
+    normalised over all steps of the prompt's samples. Shapes as ``step_advantages``.
+
+    After a mistake all steps are wrong; their sum to go would blame each for it, this blames the step that made it
+    (progress as the reward of a step: arXiv 2410.08146).
+    """
+    changes_NT = torch.full_like(step_rewards_NT, torch.nan)
+    ends_N = [(~row.isnan()).nonzero().flatten() for row in step_rewards_NT]
+    for change, row, ends in zip(changes_NT, step_rewards_NT, ends_N):
+        change[ends] = row[ends].diff(prepend=row.new_ones(1))
+    steps_NT = ~changes_NT.isnan()
+    shape = (-1, samples_per_prompt * changes_NT.shape[1])
+    normalised = group_normalised(changes_NT.reshape(shape), steps_NT.reshape(shape), eps).view_as(changes_NT)
+    found_NT = torch.zeros_like(normalised)
+    for found, row, ends in zip(found_NT, normalised, ends_N):
+        starts = [0, *(end + 1 for end in ends.tolist())]
+        for start, end in zip(starts, ends.tolist()):
+            found[start : end + 1] = row[end]
+    return found_NT

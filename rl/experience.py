@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from farside.rl.advantage import SumFloats, step_advantages
+from farside.configs.schema import ProcessCredit
+from farside.rl.advantage import SumFloats, progress_advantages, step_advantages
 from farside.rl.types import Completion, Score
 
 
@@ -53,11 +54,12 @@ class Experience:
         last_NT = self.counted_NT & ~later_NT
         return torch.where(last_NT, outcomes_PG.reshape(-1, 1), 0.0) - torch.where(self.counted_NT, self.kl_NT, 0.0)
 
-    def process_advantages(self) -> Tensor:
+    def process_advantages(self, credit: ProcessCredit = ProcessCredit.to_go) -> Tensor:
         """[N, T]: what rewards of steps say of each token; 0 where nothing judges them."""
         if self.step_rewards_NT is None:
             return torch.zeros(self.counted_NT.shape).double()
-        return step_advantages(self.step_rewards_NT, self.rewards_PG.shape[1])
+        advantages = step_advantages if credit is ProcessCredit.to_go else progress_advantages
+        return advantages(self.step_rewards_NT, self.rewards_PG.shape[1])
 
     def spread(self, advantages_PG: Tensor) -> Tensor:
         """[N, T]: a sample's advantage at each of its tokens."""

@@ -123,7 +123,8 @@ class Learner:
             extras["returns"] = rows.put(estimates(seen, self.config)[1])
         advantages_NT = self.algorithm.advantages(seen)
         if self.config.process_weight:
-            advantages_NT = advantages_NT + self.config.process_weight * seen.process_advantages()
+            of_steps_NT = seen.process_advantages(self.config.process_credit)
+            advantages_NT = advantages_NT + self.config.process_weight * of_steps_NT
         extras["advantages"] = rows.put(advantages_NT)
         return rows.batches(weights_N, extras), self.total([shares_N.sum().item()])[0]
 

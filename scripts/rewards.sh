@@ -54,6 +54,15 @@ compared() {
   done
 }
 
-for study in ${STUDIES:-warm_start process_models outcome_models exploited compared}; do
+# the same, a token credited with what its own step changes
+progress() {
+  local seed
+  for seed in 0 1; do
+    run rl "rl_process_progress_$seed" train.init_from="$(newest sft)" train.seed=$seed rl.reward_model_weight=0 \
+      rl.reward_model="$(newest reward_process_planted)" rl.process_weight=0.5 rl.process_credit=progress
+  done
+}
+
+for study in ${STUDIES:-warm_start process_models outcome_models exploited compared progress}; do
   "$study"
 done

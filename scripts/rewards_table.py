@@ -114,5 +114,7 @@ def compared(root: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
+    print("# Reward models: all numbers\n")
+    print("Written by `./scripts/experiments.sh rewards`; what they mean is in [rewards.md](rewards.md).\n")
     for part in (models, exploited, compared):
         part(Path(sys.argv[1]))

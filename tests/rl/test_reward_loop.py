@@ -1,4 +1,4 @@
-"""A reward model in the loop: what it pays, rewards of steps as advantages, and the watch over it."""
+"""A reward model in the loop: what it pays, rewards of steps as advantages."""
 
 import math
 from collections.abc import Sequence
@@ -10,20 +10,19 @@ import torch
 from farside.configs.errors import UserError
 from farside.configs.schema import Algorithm, Config, OveroptimisationConfig, ParallelConfig, ScoreNorm
 from farside.parallel.mesh import ONE_RANK, ParallelDims
-from farside.rl.advantage import process_normalised, step_advantages
+from farside.rl.advantage import process_normalised, progress_advantages, step_advantages
 from farside.rl.experience import Experience
 from farside.rl.learner import Learner
 from farside.rl.replay import Replay
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import Opinion
 from farside.rl.reward.normalise import ScoreNormaliser
-from farside.rl.reward.overoptimisation import Drift, Examination, Overoptimisation, Watch, repetition
 from farside.rl.train import check
 from farside.rl.types import Completion, Mark, Prompt, Score, Verdict
 from farside.train.engine.native import NativeEngine
 from tests.ranks import Rank, RankPool
 from tests.rl.policy import tensor
-from tests.train.models import SMALL, logits_of, small_config
+from tests.train.models import SMALL, small_config
 
 NAN = math.nan
 
@@ -37,15 +36,22 @@ def scored(reward: float, steps: list[tuple[int, float]] | None, mark: Mark = Ma
     return Score(reward, mark is not Mark.error, Verdict(mark), None, steps)
 
 
-# --- rewards of steps ----------------------------------------------------------------------------------------------
-
-
 def test_process_advantages_of_deepseekmath() -> None:
     """Golden: steps' rewards [1, 0] and [1, 1] give -1, -1.5 and 1, 0.5 (eps 0), at every token up to a step's end."""
     rewards = torch.tensor([[NAN, 1.0, NAN, 0.0, NAN], [1.0, 1.0, NAN, NAN, NAN]], dtype=torch.float64)
     found = step_advantages(rewards, 2, eps=0.0)
     wanted = tensor(-1, -1, -1.5, -1.5, 0), tensor(1, 0.5, 0, 0, 0)
     assert (found - torch.stack(wanted)).abs().max() < 1e-12
+
+
+def test_progress_blames_the_step_that_went_wrong() -> None:
+    """Changes 0, -1, 0 and 0, 0 of one group: mean -0.2, unbiased deviation sqrt(0.2)."""
+    rewards = torch.tensor([[NAN, 1.0, 0.0, NAN, 0.0, NAN], [1.0, NAN, 1.0, NAN, NAN, NAN]], dtype=torch.float64)
+    found = progress_advantages(rewards, 2, eps=0.0)
+    right, wrong = 0.2 / math.sqrt(0.2), -0.8 / math.sqrt(0.2)
+    wanted = tensor(right, right, wrong, right, right, 0), tensor(right, right, right, 0, 0, 0)
+    assert (found - torch.stack(wanted)).abs().max() < 1e-12
+    assert progress_advantages(rewards[1:], 1).tolist() == [[0.0] * 6], "all alike: nothing to tell"
 
 
 def test_all_prompts_at_once_as_one_by_one() -> None:
@@ -119,9 +125,6 @@ def test_gradients_of_process_rewards_on_two_ranks(ranks: RankPool, layout: Para
             assert (found[name] - value).abs().max() <= 1e-10, name
 
 
-# --- what the model pays -------------------------------------------------------------------------------------------
-
-
 class Fixed:
     """A judge, and a verifier that fails on the second answer."""
 
@@ -163,149 +166,3 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, object], told: 
         setattr(config.rl, key, value)
     with pytest.raises(UserError, match=told):
         check(config)
-
-
-# --- over-optimisation ---------------------------------------------------------------------------------------------
-
-
-def follow(watch: Watch, proxies: Sequence[float], truths: Sequence[float]) -> list[str]:
-    alarms = []
-    for step, (proxy, truth) in enumerate(zip(proxies, truths), 1):
-        watch.observe(step, proxy, truth)
-        alarms.append(watch.alarm)
-    return alarms
-
-
-RISING = [0.4 + 0.01 * step for step in range(20)]
-FALLING = [0.5] * 8 + [0.5 - 0.01 * step for step in range(12)]
-
-
-def test_alarm_when_the_score_rises_while_accuracy_falls() -> None:
-    config = OveroptimisationConfig(window=4, warn=0.02, stop=0.08)
-    watch = Watch(config)
-    alarms = follow(watch, RISING, FALLING)
-    first = alarms.index("warn")
-    assert FALLING[0] - FALLING[first] < 0.05, "before five points are lost"
-    assert alarms[first:] == ["warn"] * alarms.count("warn") + ["stop"] * alarms.count("stop")
-    assert alarms.count("stop") > 0
-    assert "sampled accuracy fell from 50.0% to" in watch.cause
-    assert set(follow(Watch(config), RISING[::-1], FALLING)) == {""}, "both fall: a bad policy, not a bad model"
-    assert set(follow(Watch(config), RISING, FALLING[::-1])) == {""}, "both rise"
-    assert set(follow(Watch(replace(config, warn=None, stop=None)), RISING, FALLING)) == {""}
-
-
-def test_noise_is_no_alarm() -> None:
-    """A loss of 4 points within a spread of 20."""
-    noise = [0.5, 0.7, 0.5, 0.7] * 4
-    lower = [0.46, 0.66, 0.46, 0.66]
-    config = OveroptimisationConfig(window=4, warn=0.02)
-    assert set(follow(Watch(config), RISING, noise + lower)) == {""}
-    still = [0.6] * 16 + [0.56] * 4
-    assert follow(Watch(config), RISING, still)[-1] == "warn"
-
-
-def test_the_watch_goes_on_from_a_checkpoint() -> None:
-    config = OveroptimisationConfig(window=4, warn=0.02, stop=0.08)
-    whole = Watch(config)
-    follow(whole, RISING, FALLING)
-    for cut in (2, 9, 15):
-        first = Watch(config)
-        follow(first, RISING[:cut], FALLING[:cut])
-        second = Watch(config, first.record())
-        for step in range(cut, 20):
-            second.observe(step + 1, RISING[step], FALLING[step])
-        assert second.record() == whole.record()
-    assert whole.alarm == "stop"
-    again = Watch(replace(config, stop=None), whole.record())
-    assert again.alarm == "warn", "or nobody could go on"
-    again.observe(21, 0.6, 0.3)
-    assert again.alarm == "warn"
-
-
-def test_news_is_told_once() -> None:
-    config = OveroptimisationConfig(window=4, warn=0.02, stop=0.08)
-    loop = Overoptimisation(Watch(config), Drift(None, ONE_RANK, torch.device("cpu"), 4), Fixed(), every=100)
-    told, stopped = [], []
-    for step, (proxy, truth) in enumerate(zip(RISING, FALLING), 1):
-        record = loop.observe(step, {"reward_model": proxy, "accuracy": truth}, [item(3)])
-        told.append(bool(loop.news))
-        stopped.append(loop.gives_up)
-        assert record.get("overoptimisation", "") == (loop.watch.alarm if loop.watch else "")
-    assert sum(told) == 2, "the warning, then the stop"
-    assert stopped.index(True) == [index for index, new in enumerate(told) if new][1]
-    nothing = Overoptimisation(None, None, None, 1)
-    assert nothing.observe(1, {}, []) == nothing.examine(1, []) == {}
-    assert (nothing.news, nothing.gives_up, nothing.record()) == ("", False, None)
-
-
-def test_held_out_answers_tell_by_the_problems_whose_mark_changed() -> None:
-    """McNemar: 30 of 400 lost and none won is 5.5 standard errors; 130 lost and 100 won, as much in all, is 2.0."""
-    config = OveroptimisationConfig(window=4, warn=0.02)
-    right, fewer = "1" * 300 + "0" * 100, "1" * 270 + "0" * 130
-    other = "0" * 130 + "1" * 270
-    for marks, alarm in ((fewer, "warn"), (other, "")):
-        watch = Watch(config)
-        assert "overoptimisation" not in watch.examine(Examination(0, 0.4, right))
-        found = watch.examine(Examination(5, 0.5, marks))
-        assert found["held_out_lost"] == pytest.approx(30 / 400)
-        assert watch.alarm == found.get("overoptimisation", "") == alarm
-    watch = Watch(config)
-    watch.examine(Examination(0, 0.4, right))
-    watch.examine(Examination(5, 0.5, fewer))
-    assert "from step 0 to 5" in watch.cause
-    assert "held-out accuracy fell from 75.0% to 67.5%" in watch.cause
-    assert watch.observe(6, 0.5, 0.5) == {}, "the window is not full"
-    assert (watch.alarm, watch.worse) == ("warn", False), "it holds until the next evaluation"
-    assert Watch(config, watch.record()).record() == watch.record()
-    watch.examine(Examination(10, 0.3, fewer))
-    assert watch.alarm == "", "the score has fallen too"
-
-
-def examine(place: Rank, layout: ParallelConfig) -> dict[str, object]:
-    mesh = ParallelDims.resolve(layout, place.world_size).build("cpu")
-    answered = [
-        (item(2, index), Verdict(Mark.correct if index < 2 else Mark.wrong))
-        for index in range(place.rank, 4, place.world_size)
-    ]
-
-    class Indexed(Fixed):
-        def opinions(self, completions: Sequence[Completion]) -> list[Opinion]:
-            return [Opinion(float(each.prompt.index)) for each in completions]
-
-    loop = Overoptimisation(
-        Watch(OveroptimisationConfig()), Drift(None, mesh, torch.device("cpu"), 4), Indexed(), every=1
-    )
-    assert loop.examine(3, answered)["held_out_reward_model"] > 0
-    record = loop.record()
-    assert record is not None
-    return record
-
-
-def test_an_examination_does_not_depend_on_the_ranks(ranks: RankPool) -> None:
-    whole = examine(Rank(0, 1), ParallelConfig())
-    assert whole["best_answers"]["right"] == "1100"  # type: ignore[index]
-    assert ranks.run(examine, 2, ParallelConfig(dp_shard=2)) == [whole, whole]
-
-
-def test_repetition_by_hand() -> None:
-    assert repetition([1, 2, 3, 4, 5]) == 0.0
-    assert repetition([1, 2, 3]) == 0.0
-    assert repetition([1, 2, 1, 2, 1, 2, 1]) == pytest.approx(1 - 2 / 4)
-
-
-def test_divergence_from_the_start() -> None:
-    """Samples' log-probabilities less the start's, summed over an answer's tokens: slow twin from token_outputs."""
-    start = NativeEngine(small_config(SMALL), ONE_RANK, torch.device("cpu"))
-    items = [item(3), item(6, 1), item(4, 2)]
-    drift = Drift(start, ONE_RANK, torch.device("cpu"), 2)
-    found = drift.describe(items)["kl_start"]
-    model = start.replica()
-    wanted = 0.0
-    for each in items:
-        whole = torch.tensor([[*each.prompt_tokens, *each.tokens]])
-        logprobs = logits_of(model, whole).log_softmax(-1)[0]
-        for place, token in enumerate(each.tokens):
-            wanted += each.logprobs[place] - logprobs[len(each.prompt_tokens) - 1 + place, token].item()
-    assert found == pytest.approx(wanted / 3, abs=1e-4), "rows travel in float32"
-    own = [replace(each, logprobs=[0.0] * len(each.tokens)) for each in items]
-    assert drift.describe(own)["kl_start"] > found
