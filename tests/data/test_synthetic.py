@@ -246,7 +246,9 @@ def test_streams_are_what_they_were(texts: dict[str, str]) -> None:
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "manyshot" else kind for kind in TASKS]
+)
 def test_more_than_there_is_asks_for_all_there_is(sources: Sources, kind: str) -> None:
     """Settings beyond what a language has words for; the length then decides."""
     source = copy(sources(kind, "en"))

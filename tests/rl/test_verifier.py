@@ -145,7 +145,7 @@ def test_a_fault_is_an_error_and_the_neighbours_are_judged(command: list[str], a
     assert bad.mark is Mark.error
     assert f"{bad.kind} {bad.detail}".startswith(detail)
     assert (before, after) == (Verdict(Mark.correct, "85"), Verdict(Mark.wrong, "84"))
-    assert seconds < timeout + 1.0
+    assert seconds < timeout + 4.0, "which a new child's start is part of"
 
 
 def test_twenty_hangs_in_a_row_do_not_exhaust_it(command: list[str]) -> None:
@@ -271,11 +271,13 @@ def test_works_from_threads_an_event_loop_and_a_fork(pool: VerifierPool) -> None
     assert pool.verify(items) == expected
 
 
-def test_large_and_odd_texts_cross_the_pipe(pool: VerifierPool) -> None:
+def test_large_and_odd_texts_cross_the_pipe(command: list[str]) -> None:
+    pool = VerifierPool(TaskConfig(), timeout_seconds=10, command=command)
     for text in ("x" * 5_000_000, "\0\n\r\u2028", "\ud800", '"}\n{"id": 1}', "🦀"):
         verdict = pool.verify([order(f"echo:{text}", answer=text)])[0]
         assert verdict.mark is Mark.correct
         assert verdict.detail == text[:300]
+    pool.close()
 
 
 def test_a_verifier_that_cannot_start_raises(tmp_path: Path) -> None:
