@@ -16,6 +16,7 @@ RL = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
     # the policy knows no sums: every reward is 0, no group teaches, so that all rounds are drawn, and what moves the
     # weights is replay, and with it the distance from the policy before
