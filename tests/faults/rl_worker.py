@@ -12,7 +12,7 @@ from typing import Any
 KILL = "KILL"
 MIDST = {
     # name: (phase, module, class or None, function, which call of the step, whether to end it first)
-    "decode": ("rollout", "farside.train.inference.generate", "Decoding", "step", 7, True),
+    "decode": ("rollout", "farside.train.inference.generate", "Decoding", "step", 2, True),
     "reward": ("score", "farside.rl.reward.verifier", "VerifierPool", "verify", 1, True),
     "update": ("step", "farside.train.optim.build", "Optimizer", "step", 2, True),
     "save": ("save", "farside.train.checkpoint.format", None, "publish", 1, False),
@@ -43,8 +43,8 @@ def kill(what: str, step: str) -> None:
         now.update(phase=name, step=self.step)
 
     def hurting(*arguments: Any, **more: Any) -> Any:
-        # a save is written by a thread, while the next step may have begun
-        here = arguments[1] == int(step) if what == "save" else now["phase"] == phase and now["step"] == int(step)
+        # a save is written by a thread, while the next step may have begun; a step may have nothing to decode
+        here = arguments[1] == int(step) if what == "save" else now["phase"] == phase and now["step"] >= int(step)
         now["calls"] += here
         if not here or now["calls"] < wanted:
             return real(*arguments, **more)

@@ -21,6 +21,7 @@ POOL = ["rl.curriculum.pool=64", "rl.curriculum.prioritised=true", "rl.curriculu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_rl_with_replay_equals_an_uninterrupted_one(tmp_path: Path, words: list[str], reference: Path) -> None:
     # the policy knows no sums: every reward is 0, no group teaches, so that all rounds are drawn, and what moves the
     # weights is replay, and with it the distance from the policy before
@@ -133,7 +134,7 @@ def test_killed_in_the_midst_with_answers_under_way(
         assert last_step(run) >= 6
         assert not (run / "checkpoints" / "step_00000006").exists()
     else:
-        assert last_step(run) == 4
+        assert last_step(run) in (4, 5)
     again = farside(command, tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumed at step 3" in again.stdout
