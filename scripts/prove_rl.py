@@ -68,16 +68,20 @@ TASKS = {
 }
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
 GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
+K15 = (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")
 ARMS = [
     Arm("grpo", "add2", 45, GRPO),
-    Arm("k15", "add2", 45, (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")),
+    Arm("k15", "add2", 45, K15),
     Arm("k2", "add2", 45, (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
     Arm("shuffled", "add2", 20, GRPO, shuffled=True),
     Arm("dr_grpo", "add2", 20, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
     Arm("rloo", "add2", 20, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
     Arm("reinforce_pp", "add2", 20, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
     Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("k15, longer", "add2", 100, K15),
     Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
+    Arm("k15", "cd4", 60, K15, seeds=(0,)),
+    Arm("k15", "cd4_search", 120, K15, seeds=(0,)),
     Arm("muon", "cd4", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
     Arm("muon", "cd4_search", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
     Arm("grpo", "cd4_search", 60, GRPO, seeds=(0,)),

@@ -3,8 +3,9 @@
 A needle grid measures retrieval only if its pairs and its text are new to the model. That they are is arranged where
 samples are made (``needle.is_held_out``; three splits of every source); this looks at the samples themselves:
 
-- A run of 13 tokens (GPT-3's rule, arXiv 2005.14165, appendix C) that a haystack file holds too, anywhere in a sample.
-  Runs of fewer than 6 different tokens are rulers and blank lines, no text.
+- A run of 30 tokens that a haystack file holds too, anywhere in a sample: the 13 words of GPT-3's rule (arXiv
+  2005.14165, appendix C) in tokens of a small vocabulary; at 13 tokens it is the phrases that all books share. Runs of
+  fewer than 6 different tokens are rulers and blank lines, no text.
 - A held-out key and a held-out value in one line, anywhere: that is a needle of the evaluation.
 - Among the questions at the end of a synthetic sample, any held-out key or value. Elsewhere one alone says nothing:
   natural text may well speak of a stone bridge.
@@ -27,7 +28,7 @@ from farside.data.synthetic.source import TaskSource
 from farside.data.tokenizer import Tokenizer
 
 CONTAMINATION = "contamination.json"
-RUN = 13
+RUN = 30
 DIFFERENT = 6
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -87,7 +88,7 @@ class Evaluation:
 
 
 def run_hashes(tokens: np.ndarray) -> np.ndarray:
-    """uint64 [T - 12]: a hash of every run of 13 tokens."""
+    """uint64 [T - RUN + 1]: a hash of every run of RUN tokens."""
     values = tokens.astype(np.uint64) + np.uint64(1)
     hashes = np.zeros(max(0, len(tokens) - RUN + 1), dtype=np.uint64)
     for place in range(RUN):

@@ -60,8 +60,8 @@ def row(tokens: np.ndarray) -> Sample:
     return document_sample(tokens, np.ones(len(tokens), dtype=np.float32), np.arange(len(tokens)) == 0)
 
 
-@pytest.mark.parametrize("length", [RUN - 1, RUN, 20])
-def test_thirteen_tokens_are_a_leak_and_twelve_are_not(length: int, data: Prepared, evaluation: Evaluation) -> None:
+@pytest.mark.parametrize("length", [RUN - 1, RUN, RUN + 7])
+def test_a_run_is_a_leak_and_a_shorter_one_is_not(length: int, data: Prepared, evaluation: Evaluation) -> None:
     train, haystack = (np.asarray(data.tokens("en", split)).astype(np.int64) for split in ("train", "haystack"))
     assert evaluation.leaks(row(train[:300]), asks=False) == []
     planted = train[:300].copy()
