@@ -271,7 +271,8 @@ def _curve(axes: Axes, rows: list[Row], key: str, color: str, scale: float = 1, 
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=SOFT)
         return
     axes.plot([r["step"] for r in known], [scale * r[key] for r in known], color=color, alpha=0.3, linewidth=1)
-    radius = max(1, len(known) // 40)
+    few = len(known) < 10  # a mean of few points hides them
+    radius = 0 if few else max(1, len(known) // 40)
     # Stage by stage: a mean across a boundary would smear a jump that is real.
     for stage in stages_of(known):
         steps, smooth = (
@@ -279,7 +280,7 @@ def _curve(axes: Axes, rows: list[Row], key: str, color: str, scale: float = 1, 
             _running_mean([scale * r[key] for r in stage.rows], radius),
         )
         # A single step makes no line: mark it.
-        axes.plot(steps, smooth, color=color, linewidth=1.8, label=label, marker="o" if len(steps) == 1 else "")
+        axes.plot(steps, smooth, color=color, linewidth=1.8, label=label, marker="o" if few or len(steps) == 1 else "")
         label = ""  # one entry in the legend
 
 
