@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from farside.data.chat import END_THINK, THINK
 from farside.rl.reward.feed import ShuffledFeed
 from farside.rl.reward.model import answer_batch
 from farside.rl.types import Completion, Mark, Prompt, Verdict
+from farside.train.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,25 @@ def pair_batch(pairs: Sequence[Pair]) -> Batch:
     return answer_batch([item for pair in pairs for item in (pair.chosen, pair.rejected)], 0.5)
 
 
-def save_pairs(path: Path, pairs: dict[str, list[Pair]]) -> None:
-    """As JSONL, one pair a line with its split; appears whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", encoding="utf-8") as stream:
-        for split, members in pairs.items():
-            for pair in members:
-                stream.write(json.dumps({"split": split, **asdict(pair)}, ensure_ascii=False) + "\n")
-    unfinished.rename(path)
+def save_pairs(path: Path, pairs: Mapping[str, Sequence[Pair]]) -> None:
+    """As JSONL, one pair a line with its split."""
+    save_lines(path, ({"split": split, **asdict(pair)} for split, members in pairs.items() for pair in members))
 
 
 def load_pairs(path: Path) -> dict[str, list[Pair]]:
     pairs: dict[str, list[Pair]] = {"train": [], "held_out": []}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_metrics(path):
         pairs[record["split"]].append(Pair(read_completion(record["chosen"]), read_completion(record["rejected"])))
     return pairs
+
+
+def save_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """JSONL that appears whole or not at all, for ``read_metrics``."""
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record) + "\n")
+    unfinished.rename(path)
 
 
 def read_completion(record: dict[str, Any]) -> Completion:

@@ -1,8 +1,7 @@
 """Training the process model: labelled steps of the policy's samples and of corrupted answers, and how well it does on
 held-out ones."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from farside.rl.reward.corrupt import corrupted_answers
 from farside.rl.reward.feed import ShuffledFeed
 from farside.rl.reward.labels import Continuations
 from farside.rl.reward.model import normalisation
-from farside.rl.reward.pairs import read_completion
+from farside.rl.reward.pairs import read_completion, save_lines
 from farside.rl.reward.process import Labelled, ProcessModel, process_loss, step_batch
 from farside.rl.reward.sampling import Sampler
 from farside.rl.reward.steps import StepFinder
 from farside.rl.tasks.registry import make_task
+from farside.train.metrics import read_metrics
 from farside.train.model.transformer import Transformer
 from farside.train.runtime import Runtime
 
@@ -137,20 +137,14 @@ def _first(labels: Sequence[float]) -> int:
     return next((index for index, label in enumerate(labels) if label < 0.5), len(labels))
 
 
-def save_answers(path: Path, answers: dict[str, list[Labelled]]) -> None:
-    """As JSONL, an answer a line with its kind; appears whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", encoding="utf-8") as stream:
-        for kind, members in answers.items():
-            for answer in members:
-                stream.write(json.dumps({"kind": kind, **asdict(answer)}, ensure_ascii=False) + "\n")
-    unfinished.rename(path)
+def save_answers(path: Path, answers: Mapping[str, Sequence[Labelled]]) -> None:
+    """As JSONL, an answer a line with its kind."""
+    save_lines(path, ({"kind": kind, **asdict(answer)} for kind, members in answers.items() for answer in members))
 
 
 def load_answers(path: Path) -> dict[str, list[Labelled]]:
     answers: dict[str, list[Labelled]] = {kind: [] for kind in KINDS}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_metrics(path):
         answers[record["kind"]].append(
             Labelled(read_completion(record["completion"]), record["ends"], record["labels"])
         )

@@ -1,5 +1,6 @@
 """From completions to gradients: alignment with the engine, weights, pairs, combined rewards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from farside.rl.objective import rl_loss
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import RewardModel, bradley_terry_loss, normalisation
 from farside.rl.reward.pairs import Pair, PairFeed, load_pairs, make_pairs, pair_batch, save_pairs, shape_of
+from farside.rl.reward.process import Labelled
+from farside.rl.reward.process_training import load_answers, save_answers
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.types import Completion, Mark, Prompt, Verdict
@@ -192,3 +195,14 @@ def test_samples_depend_on_seed_step_and_problem_only(tokenizer: Tokenizer, comp
     greedy = NativeRollout(model, tokenizer).generate(PROMPTS, 1, 12, 0.0, seed=1)
     again = NativeRollout(model, tokenizer).generate(PROMPTS, 1, 12, 0.0, seed=2)
     assert greedy == again, "greedy decoding draws nothing"
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "\ud800", '"}\n{', "答え🦀"])
+def test_whatever_a_policy_writes_is_kept(tokenizer: Tokenizer, tmp_path: Path, text: str) -> None:
+    odd = replace(completion(PROMPTS[1], "<think></think>85<|end|>", tokenizer), text=text)
+    pairs = {"train": [Pair(odd, odd)], "held_out": []}
+    save_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert load_pairs(tmp_path / "pairs.jsonl") == pairs
+    answers = {"train": [Labelled(odd, [0], [1.0])], "held_out": [], "corrupted": []}
+    save_answers(tmp_path / "steps.jsonl", answers)
+    assert load_answers(tmp_path / "steps.jsonl") == answers
