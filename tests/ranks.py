@@ -6,6 +6,7 @@ rank that raises, dies or hangs is seen and named, whatever its peers wait for.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor._collective_utils import MeshTopoInfo
+from torch.distributed.tensor._redistribute import _gen_transform_infos, clear_redistribute_planner_cache
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 PRELOAD = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "farside.train.engine.native"]
@@ -119,6 +122,7 @@ def _serve(connection: Connection) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphans when the session is killed
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported stays: _forget need not walk it
     while True:
         try:
             port, name, place, fn, args = connection.recv()
@@ -132,11 +136,24 @@ def _serve(connection: Connection) -> None:
         finally:  # after the answer: that a peer sees the group go down is an echo, never the first news
             if dist.is_initialized():
                 dist.destroy_process_group()
+                _forget()
+
+
+def _forget() -> None:
+    """Ends the threads of the call's groups: they live until nothing refers to a group, but meshes are cycles.
+
+    Gloo has three threads a group, a mesh a dozen groups, and one of the three wakes a hundred times a second: what a
+    few dozen calls leave behind would keep two cores busy.
+    """
+    _clear_sharding_prop_cache()  # DTensor's caches hold meshes too: to a later call their groups are dead
+    clear_redistribute_planner_cache()
+    _gen_transform_infos.cache_clear()
+    MeshTopoInfo.build_from_mesh.cache_clear()
+    gc.collect()
 
 
 def _call(port: int, name: str, place: Rank, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     if place.world_size > 1:
-        _clear_sharding_prop_cache()  # DTensor's holds meshes of earlier calls, whose groups are gone or are others now
         store = dist.PrefixStore(name, dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world_size)
     result = fn(place, *args)

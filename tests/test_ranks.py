@@ -6,7 +6,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from farside.parallel.mesh import ParallelDims
 from tests.ranks import Rank, RankError, RankPool
 
 
@@ -34,6 +36,18 @@ def hang(place: Rank) -> None:
         time.sleep(60)
 
 
+def shard(place: Rank) -> int:
+    """Groups in every way that has kept them: a mesh, and DTensors cached by it."""
+    mesh = ParallelDims(dp_shard=2).build("cpu")
+    assert mesh.device_mesh is not None
+    halves = distribute_tensor(torch.ones(4, 2), mesh.device_mesh["fsdp"], [Shard(0)])
+    return int((halves + 1).redistribute(placements=[Replicate()]).to_local().sum())
+
+
+def threads(place: Rank) -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_results_come_in_rank_order(ranks: RankPool, size: int) -> None:
     expected = sum(range(size)) + 10 * size
@@ -51,5 +65,18 @@ def test_a_failing_rank_is_named_and_the_pool_recovers() -> None:
         with pytest.raises(RankError, match=r"hang: ranks .*1\] gave no answer within 1 s"):
             pool.run(hang, 2, deadline=1.0)
         assert pool.run(total, 2, 0) == [(0, 1, 1), (1, 1, 1)]
+    finally:
+        pool.close()
+
+
+def test_a_call_leaves_no_threads_behind() -> None:
+    pool = RankPool(2)
+    try:
+        assert pool.run(shard, 2) == [16, 16]
+        before = pool.run(threads, 1)
+        for _ in range(3):
+            assert pool.run(shard, 2) == [16, 16]
+        assert pool.run(threads, 1) == before
+        assert before[0] <= 2, "of the first call's groups something still lives"
     finally:
         pool.close()

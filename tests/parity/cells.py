@@ -176,10 +176,6 @@ def train(place: Rank, cell: Cell) -> Trained:
     return Trained(initial, losses, norms, gradients if kept else {}, weights if kept else {})
 
 
-def train_all(place: Rank, cells: list[Cell]) -> list[Trained]:
-    return [train(place, cell) for cell in cells]
-
-
 @cache
 def alone(cell: Cell) -> Trained:
     return train(Rank(0, 1), cell.alone())

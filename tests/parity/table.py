@@ -1,9 +1,8 @@
 """docs/parity.md from a run of the whole matrix: ``python -m tests.parity.table > docs/parity.md``."""
 
 import time
-from itertools import groupby
 
-from tests.parity.cells import Cell, Errors, errors, train_all
+from tests.parity.cells import Cell, Errors, errors, train
 from tests.parity.matrix import cover, low_precision
 from tests.ranks import RankPool
 
@@ -23,15 +22,8 @@ Every two choices meet in at least one cell (a covering design: tests/parity/mat
 
 
 def measure(pool: RankPool, cells: list[Cell]) -> list[tuple[Cell, Errors]]:
-    found = []
     ordered = sorted(cells, key=lambda cell: (cell.ranks, cell.name))
-    for size, members in groupby(ordered, key=lambda cell: cell.ranks):
-        same = list(members)
-        for start in range(0, len(same), 8):
-            some = same[start : start + 8]
-            results = zip(*pool.run(train_all, size, some, deadline=600.0))
-            found += [(cell, errors(cell, list(each))) for cell, each in zip(some, results)]
-    return found
+    return [(cell, errors(cell, pool.run(train, cell.ranks, cell, deadline=120.0))) for cell in ordered]
 
 
 def rows(found: list[tuple[Cell, Errors]]) -> str:
