@@ -835,6 +835,8 @@ class RlConfig:
     gae_lambda: float = 1.0
     """ppo: at 1 an answer counts for its outcome less the critic's value, at 0 for the value's change a token later."""
     critic: CriticConfig = field(default_factory=CriticConfig)
+    entropy_weight: float = 0.0
+    """What a nat of a token's entropy takes from its loss: a bonus that keeps a policy exploring. Negative sharpens."""
     kl: KlConfig = field(default_factory=KlConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     truncation_penalty: float = 0.0

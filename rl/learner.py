@@ -46,7 +46,7 @@ class Learner:
         self.critic = Critic(config, critic, self.total) if critic is not None else None
         self.schedule = config.schedule
         self.algorithm = make_algorithm(config.rl)
-        self.loss_fn = rl_loss(self.algorithm.objective, replay.weight)
+        self.loss_fn = rl_loss(self.algorithm.objective, replay.weight, config.rl.entropy_weight)
         self.dtype = torch.promote_types(COMPUTED[config.train.dtype], torch.float32)
 
     @property

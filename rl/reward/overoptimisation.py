@@ -122,8 +122,9 @@ class Watch:
         self.levels[what] = self._level(lost) if exploited else ""
         if self.levels[what]:
             self.cause = (
-                f"over-optimisation: from step {best.step} to {now.step} the reward model's score rose from "
-                f"{best.proxy:.3f} to {now.proxy:.3f} while {NAMES[what]} fell from {best.truth:.1%} to {now.truth:.1%}"
+                f"over-optimisation: from step {best.step} to {now.step} the reward model's score rose by "
+                f"{now.proxy - best.proxy:.1g} to {now.proxy:.3f} while {NAMES[what]} fell from {best.truth:.1%} to "
+                f"{now.truth:.1%}"
             )
         return best, lost
 

@@ -15,7 +15,8 @@ from farside.rl.loss import clipped_objective
 from farside.rl.objective import rl_loss
 from farside.rl.replay import Replay
 from farside.train.engine.native import NativeEngine
-from farside.train.loss import lm_loss
+from farside.train.loss import LossFn, WeightedSum, lm_loss
+from farside.train.model.heads import TokenOutputs
 from tests.ranks import Rank, RankPool
 from tests.train.models import SMALL, random_batch, small_config
 
@@ -117,6 +118,26 @@ def test_loss_is_the_weighted_mean_of_both() -> None:
     for name in ("policy_loss", "kl", "ratio", "entropy", "clip_share"):
         assert both.metrics[name].item() == pytest.approx(alone.metrics[name].item(), abs=1e-9), name
     assert both.metrics["replay_loss"].item() == pytest.approx(plain.loss.item(), abs=1e-9)
+
+
+def test_an_entropy_bonus_follows_the_entropy() -> None:
+    """Slow twin: the gradient with the bonus is the gradient without it less weight times the mean entropy's."""
+
+    def gradient(loss: LossFn) -> tuple[float, dict[str, torch.Tensor]]:
+        engine = make_engine(0, 1)
+        value = engine.forward_backward([policy], loss, policy.weight).loss.item()
+        return value, {name: gradient.clone() for name, gradient in engine.named_gradients()}
+
+    def entropy(outputs: TokenOutputs, batch: Batch) -> WeightedSum:
+        assert outputs.entropy is not None
+        return WeightedSum((batch.weights * outputs.entropy).sum(), {})
+
+    policy = completions(0)
+    (bare, d_bare), (mean, d_mean) = gradient(rl_loss(CLIPPED)), gradient(entropy)
+    both, d_both = gradient(rl_loss(CLIPPED, entropy_weight=0.3))
+    assert both == pytest.approx(bare - 0.3 * mean, abs=1e-12)
+    for name, value in d_both.items():
+        assert (value - (d_bare[name] - 0.3 * d_mean[name])).abs().max() <= 1e-12, name
 
 
 def test_without_replay_nothing_is_added() -> None:
