@@ -66,6 +66,10 @@ TASKS = {
         0.25,
     ),
 }
+WIDER = ("model.hidden_size=128", "model.intermediate_size=384", "model.num_hidden_layers=4", "model.head_dim=32")
+TASKS["cd4_larger"] = Task(
+    "The same without a search, by a model of 0.8M parameters", (*TASKS["cd4"].words, *WIDER, "sft.lr=3e-3"), 0.35
+)
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
 GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
 K15 = (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")
@@ -81,10 +85,12 @@ ARMS = [
     Arm("k15, longer", "add2", 100, K15),
     Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
     Arm("k15", "cd4", 60, K15, seeds=(0,)),
-    Arm("k15", "cd4_search", 120, K15, seeds=(0,)),
+    Arm("grpo", "cd4_search", 240, GRPO, seeds=(0,)),
+    Arm("k15", "cd4_search", 240, K15, seeds=(0,)),
     Arm("muon", "cd4", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
-    Arm("muon", "cd4_search", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
-    Arm("grpo", "cd4_search", 60, GRPO, seeds=(0,)),
+    Arm("grpo, longer", "cd4", 180, GRPO, seeds=(0,)),
+    Arm("grpo", "cd4_larger", 300, GRPO, seeds=(0,)),
+    Arm("entropy", "cd4", 180, (*GRPO, "rl.entropy_weight=0.01"), seeds=(0,)),
     Arm("prioritised", "cd4", 60, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
     Arm("clip_higher", "cd4", 60, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),
     Arm("two_updates", "cd4", 60, (*GRPO, "rl.updates_per_step=2"), seeds=(0,)),
