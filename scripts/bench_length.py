@@ -176,6 +176,7 @@ def curve(lengths: list[int], ranks: list[int], kept: Path, image: Path, mlp_chu
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xticks(lengths, labels=[f"{length // 1024}k" for length in lengths])
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("tokens")
         axes.set_title(what, loc="left", fontsize=10)
         axes.legend(frameon=False)
