@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Config
+from farside.configs.schema import Config, SourceConfig
 
 
 def register() -> None:
@@ -25,6 +25,30 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(group="source", name="new", node=SourceConfig)
+
+
+def with_new_sources(words: list[str]) -> list[str]:
+    """A command line whose ``+data.sources.NAME={...}`` are in a form that Hydra can take: OmegaConf refuses a mapping
+    where a dataclass belongs. Raises UserError as ``compose``."""
+    from hydra.core.override_parser.types import Override
+    from hydra.errors import HydraException
+
+    found = []
+    for word in words:
+        if re.match(r"\+data\.sources\.[^.=]+=\{", word) is None:
+            found.append(word)
+            continue
+        try:
+            (item,) = _parse([word])
+        except HydraException as error:
+            raise UserError(explain(error)) from error
+        found.append(f"+source@{item.key_or_group}=new")
+        found += [
+            f"{'++' * isinstance(value, dict)}{item.key_or_group}.{field}={Override._get_value_element_as_str(value)}"
+            for field, value in cast(dict[str, Any], item.value()).items()
+        ]
+    return found
 
 
 def compose(overrides: list[str]) -> Config:
@@ -36,7 +60,7 @@ def compose(overrides: list[str]) -> Config:
     register()
     try:
         with initialize_config_module("farside.configs", version_base="1.3"):
-            return to_config(hydra_compose("config", overrides=overrides))
+            return to_config(hydra_compose("config", overrides=with_new_sources(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
 
@@ -58,7 +82,7 @@ def plan_sweep(words: list[str]) -> SweepPlan | None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
-    flags = get_args_parser().parse_args(words)
+    flags = get_args_parser().parse_args(with_new_sources(words))
     if not flags.multirun or flags.help or flags.hydra_help:
         return None
     if flags.cfg or flags.info or flags.run or flags.shell_completion:
@@ -96,7 +120,7 @@ def point_words(task: list[str], words: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     given = _parse(get_args_parser().parse_args(words).overrides)
-    fixed = {item.key_or_group for item in given if not item.is_sweep_override()}
+    fixed = {item.get_key_element().lstrip("+~") for item in given if not item.is_sweep_override()}
     return [word for word in task if word.partition("=")[0].lstrip("+~") not in fixed]
 
 

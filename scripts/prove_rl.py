@@ -67,8 +67,10 @@ TASKS = {
     ),
 }
 WIDER = ("model.hidden_size=128", "model.intermediate_size=384", "model.num_hidden_layers=4", "model.head_dim=32")
-TASKS["cd4_larger"] = Task(
-    "The same without a search, by a model of 0.8M parameters", (*TASKS["cd4"].words, *WIDER, "sft.lr=3e-3"), 0.35
+TASKS["cd4_many"] = Task(
+    "The same without a search, numbers to 15 instead of 9, by a model of 0.8M parameters",
+    (*TASKS["cd4"].words, *WIDER, "sft.task.largest=15", "sft.lr=3e-3"),
+    0.3,
 )
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
 GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
@@ -89,7 +91,7 @@ ARMS = [
     Arm("k15", "cd4_search", 240, K15, seeds=(0,)),
     Arm("muon", "cd4", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
     Arm("grpo, longer", "cd4", 180, GRPO, seeds=(0,)),
-    Arm("grpo", "cd4_larger", 300, GRPO, seeds=(0,)),
+    Arm("entropy", "cd4_many", 300, (*GRPO, "rl.lr=3e-4", "rl.entropy_weight=0.01"), seeds=(0,)),
     Arm("entropy", "cd4", 180, (*GRPO, "rl.entropy_weight=0.01"), seeds=(0,)),
     Arm("prioritised", "cd4", 60, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
     Arm("clip_higher", "cd4", 60, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),

@@ -41,22 +41,17 @@ class TrainLoop:
         after_stage: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
         self.runtime, self.engine, self.stages, self.loss_fn = runtime, engine, list(stages), loss_fn
-        self.make_loader, self.store, self.hooks, self.after_stage = (
-            make_loader,
-            store,
-            [ReplicaHook(engine, runtime.config.train.guard.compare_replicas), *hooks],
-            after_stage,
-        )
         self.config: Config = runtime.config
-        self.title = title
-        self.last_step = self.stages[-1].last_step
+        self.hooks = [ReplicaHook(engine, self.config.train.guard.compare_replicas), *hooks]
+        self.make_loader, self.store, self.after_stage = make_loader, store, after_stage
+        self.title, self.last_step = title, self.stages[-1].last_step
 
     def run(self, progress: Progress) -> None:
         """Trains to the last step. Raises Stopped after saving if asked to stop."""
         runtime = self.runtime
         self.metrics = MetricsWriter(runtime.dir, progress.step) if runtime.main else None
         self.printer = StepPrinter(self.title, self.last_step, self.config.logging.every, silent=not runtime.main)
-        self.peak = peak(runtime.device, COMPUTED[self.config.train.dtype])
+        self.peak = peak(runtime.device, COMPUTED[self.config.train.dtype]) * runtime.mesh.dims.world_size
         self.profiler = StepProfiler(self.config.profile, runtime.dir, runtime.mesh.dp_rank, runtime.device)
         self.guard = Guard(self.config.train.guard, progress.guard)
         self.stragglers = Stragglers(self.config.logging.compare_ranks, runtime.mesh.world, runtime.device)
@@ -78,6 +73,10 @@ class TrainLoop:
         if progress.step == stage.first_step:
             self.guard.forget()  # another stage has other losses
         loader = self.make_loader(stage)
+        if progress.hooks_due:
+            for hook in self.hooks:
+                hook.rewind(progress.step - 1)
+            self._call_hooks(stage, progress)
         rewound: dict[str, Any] = {}
         while progress.step < stage.last_step:
             record = self._step(stage, progress, loader)
@@ -127,14 +126,13 @@ class TrainLoop:
         progress.step += 1
         progress.tokens += stage.global_batch_size * stage.seq_len
         progress.trained_length = max(progress.trained_length, stage.seq_len)
-        possible = self.peak * mesh.dims.world_size
         return {
             "step": progress.step,
             "tokens": progress.tokens,
             "batch_digest": int(digest),
             **self.guard.settle(learnt, local_step + progress.left_out),
             "lr": lr,
-            **describe_speed(stage, self.config.model, pairs, possible, time.perf_counter() - started),
+            **describe_speed(stage, self.config.model, pairs, self.peak, time.perf_counter() - started),
             "peak_memory_bytes": peak_memory_bytes(self.runtime.device),
             **self.stragglers.compare(progress.step),
         }
@@ -176,6 +174,7 @@ class TrainLoop:
         return told
 
     def _call_hooks(self, stage: Stage, progress: Progress) -> None:
+        progress.hooks_due = True  # until all are through
         try:
             for hook in self.hooks:
                 if hook.every and progress.step % hook.every == 0 and progress.step < stage.last_step:
@@ -185,6 +184,7 @@ class TrainLoop:
             self._save(stage, progress)
             self.store.finish()
             raise
+        progress.hooks_due = False
 
     def _save(self, stage: Stage, progress: Progress) -> None:
         self.runtime.pulse.beat("save")

@@ -18,6 +18,8 @@ class Progress:
     """Batches of this stage that the run has gone back and round: step k takes the stage's batch k + left_out."""
     rewinds: int = 0
     guard: dict[str, Any] | None = None
+    hooks_due: bool = False
+    """The run was stopped in the midst of the step's hooks: they are called again."""
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Progress":

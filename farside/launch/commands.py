@@ -124,6 +124,7 @@ def run_hydra(
             outcomes.append(Outcome(2, text))
 
     compose.register()
+    words = compose.with_new_sources(words)
     sys.argv = [f"farside {command}", *words, *([plan.override] if plan else [])]
     try:
         hydra.main(version_base="1.3", config_path="pkg://farside.configs", config_name="config")(job)()

@@ -12,7 +12,7 @@ from farside.configs import compose
 from farside.configs.compose import flat, from_yaml, load, to_yaml
 from farside.configs.errors import UserError
 from farside.configs.rope import Rope
-from farside.configs.schema import Config, Dtype, OptimKind, RopeKind, RopeScalingConfig, StageConfig
+from farside.configs.schema import Config, Dtype, OptimKind, RopeKind, RopeScalingConfig, SourceKind, StageConfig
 from farside.configs.stages import pretrain_stages, sft_stages
 
 FOLDER = Path(next(iter(farside.configs.__path__)))
@@ -76,6 +76,17 @@ def test_overrides_reach_their_keys() -> None:
     )
     assert (config.train.dtype, config.optim.kind, config.parallel.dp_shard) == (Dtype.float64, OptimKind.muon, 4)
     assert config.data.mixture["en"] == 1
+
+
+def test_a_source_is_added_on_the_command_line() -> None:
+    word = '+data.sources.web={kind: jsonl, path: "/corpus/a b/*.jsonl.gz", field: content, shares: {train: 1.0}}'
+    config = compose.compose(["experiment=tiny", word, "data.sources.web.language=zh"])
+    source = config.data.sources["web"]
+    assert (source.kind, source.path, source.field) == (SourceKind.jsonl, "/corpus/a b/*.jsonl.gz", "content")
+    assert (source.shares["train"], source.language) == (1.0, "zh")
+    assert set(config.data.sources) > {"web"}
+    with pytest.raises(UserError, match=r"^data\.sources\.web\.pth: no such key"):
+        compose.compose(["experiment=tiny", "+data.sources.web={pth: /corpus}"])
 
 
 @pytest.mark.parametrize(

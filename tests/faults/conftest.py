@@ -1,5 +1,6 @@
 """One prepared data folder and one uninterrupted two-rank run for all fault tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory, two_ranks: list[str]) ->
     done = farside(two_ranks, root)
     assert done.returncode == 0, done.stderr
     return root / "run"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hang_ups_are_heard() -> None:
+    """nohup has every child ignore SIGHUP, as it should: tests of hanging up must not depend on how they are run."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
