@@ -43,10 +43,13 @@ def with_new_sources(words: list[str]) -> list[str]:
             (item,) = _parse([word])
         except HydraException as error:
             raise UserError(explain(error)) from error
-        found.append(f"+source@{item.key_or_group}=new")
+        key, given = item.key_or_group, item.value()
+        if not isinstance(given, dict):
+            raise UserError(f"{key}: a new source is one {{kind: ..., path: ...}}; sweep over its keys instead")
+        found.append(f"+source@{key}=new")
         found += [
-            f"{'++' * isinstance(value, dict)}{item.key_or_group}.{field}={Override._get_value_element_as_str(value)}"
-            for field, value in cast(dict[str, Any], item.value()).items()
+            f"{'++' * isinstance(value, dict)}{key}.{field}={Override._get_value_element_as_str(value)}"
+            for field, value in given.items()
         ]
     return found
 

@@ -53,25 +53,22 @@ class Arm:
 SEARCH = ("sft.task.full_share=0.7", "sft.task.compact_share=0.3", "sft.task.tries=4", "sft.steps=700")
 LONG = ("rl.max_new_tokens=120", "rl.prompts_per_step=16", "rl.eval_prompts=300")
 COUNTDOWN = ("sft.task.name=countdown", "sft.task.numbers=4", "sft.task.operations='+-'")
+DIRECT = (*COUNTDOWN, "sft.task.full_share=0", "sft.task.compact_share=0.7", "rl.max_new_tokens=40", "sft.steps=700")
+WIDER = ("model.hidden_size=128", "model.intermediate_size=384", "model.num_hidden_layers=4", "model.head_dim=32")
 TASKS = {
     "add2": Task("Two-digit addition", (), 0.3),
-    "cd4": Task(
-        "Countdown, four numbers, + and -; worked answers without a search",
-        (*COUNTDOWN, "sft.task.full_share=0", "sft.task.compact_share=0.7", "rl.max_new_tokens=40", "sft.steps=700"),
-        0.25,
-    ),
+    "cd4": Task("Countdown, four numbers, + and -; worked answers without a search", DIRECT, 0.25),
     "cd4_search": Task(
         "The same with worked answers that search",
         (*COUNTDOWN, *SEARCH, *LONG),
         0.25,
     ),
+    "cd4_many": Task(
+        "The same without a search, numbers to 15 instead of 9, by a model of 0.8M parameters",
+        (*DIRECT, *WIDER, "sft.task.largest=15", "sft.lr=3e-3"),
+        0.3,
+    ),
 }
-WIDER = ("model.hidden_size=128", "model.intermediate_size=384", "model.num_hidden_layers=4", "model.head_dim=32")
-TASKS["cd4_many"] = Task(
-    "The same without a search, numbers to 15 instead of 9, by a model of 0.8M parameters",
-    (*TASKS["cd4"].words, *WIDER, "sft.task.largest=15", "sft.lr=3e-3"),
-    0.3,
-)
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
 GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
 K15 = (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")

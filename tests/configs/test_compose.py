@@ -87,6 +87,8 @@ def test_a_source_is_added_on_the_command_line() -> None:
     assert set(config.data.sources) > {"web"}
     with pytest.raises(UserError, match=r"^data\.sources\.web\.pth: no such key"):
         compose.compose(["experiment=tiny", "+data.sources.web={pth: /corpus}"])
+    with pytest.raises(UserError, match=r"^data\.sources\.web: a new source is one"):
+        compose.compose(["experiment=tiny", "+data.sources.web={path: /a},{path: /b}"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One prepared data folder and one uninterrupted two-rank run for all fault tests."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory, two_ranks: list[str]) ->
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hang_ups_are_heard() -> None:
+def hang_ups_are_heard() -> Iterator[None]:
     """nohup has every child ignore SIGHUP, as it should: tests of hanging up must not depend on how they are run."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -1,6 +1,6 @@
 """A training loop on random batches, some of which are bad, without a command or a process of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +15,14 @@ from farside.data.batch import Batch
 from farside.parallel.mesh import ParallelDims
 from farside.train.checkpoint.store import CheckpointStore
 from farside.train.engine.native import NativeEngine
+from farside.train.hooks import Hook
 from farside.train.liveness import Pulse
 from farside.train.loop import TrainLoop
 from farside.train.loss import WeightedSum, lm_loss
 from farside.train.metrics import read_metrics
 from farside.train.model.heads import TokenOutputs
 from farside.train.progress import Progress
-from farside.train.runtime import Runtime
+from farside.train.runtime import Runtime, Stopped
 from tests.ranks import Rank
 from tests.train.models import SMALL, random_batch, small_config
 
@@ -77,6 +78,7 @@ def train(
     stages: int = 1,
     stop_after: int | None = None,
     leave_out: range = range(0),
+    hooks: Sequence[Hook] = (),
 ) -> Ran:
     """One rank's part. stop_after: the feed raises at this step, as a kill would; leave_out: batches that never
     come."""
@@ -127,9 +129,11 @@ def train(
 
     error = ""
     try:
-        TrainLoop(runtime, engine, plan, make, poisoned, store, "test").run(progress)
+        TrainLoop(runtime, engine, plan, make, poisoned, store, "test", hooks).run(progress)
     except Killed:
         error = "killed"
+    except Stopped:
+        error = "stopped"
     except RuntimeError as caught:
         error = str(caught)
     kept = ("step", "tokens", "loss", "grad_norm", "lr", "skipped", "batch", "rewound", "stage")
