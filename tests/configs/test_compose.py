@@ -79,11 +79,11 @@ def test_overrides_reach_their_keys() -> None:
 
 
 def test_a_source_is_added_on_the_command_line() -> None:
-    word = '+data.sources.web={kind: jsonl, path: "/corpus/a b/*.jsonl.gz", field: content, shares: {train: 1.0}}'
+    word = '+data.sources.web={kind: jsonl, path: "/corpus/a b/*.jsonl.gz", field: content, splits: {train: x}}'
     config = compose.compose(["experiment=tiny", word, "data.sources.web.language=zh"])
     source = config.data.sources["web"]
     assert (source.kind, source.path, source.field) == (SourceKind.jsonl, "/corpus/a b/*.jsonl.gz", "content")
-    assert (source.shares["train"], source.language) == (1.0, "zh")
+    assert (source.splits, source.language) == ({"train": "x"}, "zh")
     assert set(config.data.sources) > {"web"}
     with pytest.raises(UserError, match=r"^data\.sources\.web\.pth: no such key"):
         compose.compose(["experiment=tiny", "+data.sources.web={pth: /corpus}"])
