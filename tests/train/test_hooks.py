@@ -37,7 +37,7 @@ def test_what_a_stop_cuts_short_is_done_again_once(tmp_path: Path) -> None:
     ends = [train(alone, tmp_path / "cut", config, {}, hooks=[first, second]) for _ in range(3)]
     assert [ran.error for ran in ends] == ["stopped", "stopped", ""]
     assert first.steps == second.steps == list(range(EVERY, STEPS, EVERY))
-    assert ends[0].progress["hooks_due"] and not ends[-1].progress["hooks_due"]
+    assert [ran.progress["hooks_due"] for ran in ends] == [True, True, False]
     assert ends[-1].metrics == never.metrics
     last = max(never.checkpoints)
     assert ends[-1].checkpoints[last] == never.checkpoints[last]
