@@ -30,7 +30,7 @@ from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.tasks.registry import make_task
-from farside.rl.types import Completion, Score
+from farside.rl.types import Completion, Score, Task
 from farside.train.engine.native import NativeEngine
 from farside.train.guard import Guard
 from farside.train.loss import lm_loss
@@ -92,7 +92,8 @@ def shuffled(reward: CombinedReward) -> CombinedReward:
 class Study:
     """One task and one small policy. ``config.sft`` says how the warm start goes, ``config.rl`` the rest.
 
-    folder: takes the heartbeat. wrap: changes the reward, for controls.
+    folder: takes the heartbeat. wrap: changes the reward, for controls. examined: whose held-out problems accuracy is
+    measured on, where it is another task than the one trained on.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Study:
     ) -> None:
         self.config, self.runtime = config, Runtime.alone(config, folder)
         self.task, self.tokenizer = make_task(config.sft.task), character_tokenizer()
+        self.examined: Task | None = None
         self.verifier = VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds)
         self.reward = wrap(CombinedReward(self.verifier, None, 0.0, config.rl.verifier_weight))
         self.engine = NativeEngine(config, self.runtime.mesh, self.runtime.device, entropy=True)
@@ -113,8 +115,9 @@ class Study:
     def accuracy(self, step: int, prompts: int | None = None) -> float:
         """Greedy, on held-out problems."""
         self.rollout.load_weights(self.engine.named_weights(), step)
-        wanted, longest = prompts or self.config.rl.eval_prompts, self.config.rl.max_new_tokens
-        return answer_held_out(self.runtime, self.rollout, self.task, self.verifier, wanted, longest, 0)[0]
+        task, wanted = self.examined or self.task, prompts or self.config.rl.eval_prompts
+        longest = self.config.rl.max_new_tokens
+        return answer_held_out(self.runtime, self.rollout, task, self.verifier, wanted, longest, 0)[0]
 
     def warm_start(self, enough: float, every: int = 20, prompts: int = 200) -> Iterator[dict[str, Any]]:
         """Supervised steps on worked answers until held-out accuracy, looked at every so many steps, is ``enough`` or

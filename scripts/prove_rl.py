@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from farside.configs import compose
 from farside.rl.study import Budget, Study, Weights, shuffled
+from farside.rl.tasks.registry import make_task
 
 RESULTS = Path("runs/proofs")
 PAGE, PICTURE = Path("docs/rl_proofs.md"), "images/rl_proofs_{}.png"
@@ -69,6 +70,7 @@ TASKS = {
         0.3,
     ),
 }
+LEVELS = ("sft.task.min_numbers=2", "rl.curriculum.pool=8192", "rl.curriculum.unlock_at=0.6")
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
 GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
 K15 = (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")
@@ -91,6 +93,7 @@ ARMS = [
     Arm("entropy", "cd4_many", 300, (*GRPO, "rl.lr=3e-4", "rl.entropy_weight=0.01"), seeds=(0,)),
     Arm("entropy", "cd4", 180, (*GRPO, "rl.entropy_weight=0.01"), seeds=(0,)),
     Arm("prioritised", "cd4", 60, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
+    Arm("curriculum", "cd4", 60, (*GRPO, *LEVELS), seeds=(0,)),
     Arm("clip_higher", "cd4", 60, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),
     Arm("two_updates", "cd4", 60, (*GRPO, "rl.updates_per_step=2"), seeds=(0,)),
     Arm("kl", "cd4", 60, (*GRPO, "rl.kl.weight=0.02"), seeds=(0,)),
@@ -116,6 +119,7 @@ def reinforce(arm: Arm, seed: int) -> dict[str, Any]:
     weights, warm = warm_start(arm.task, seed)
     config = compose.compose(["experiment=proof", *TASKS[arm.task].words, *arm.words, f"train.seed={seed}"])
     study = Study(config, RESULTS, shuffled) if arm.shuffled else Study(config, RESULTS)
+    study.examined = make_task(compose.compose(["experiment=proof", *TASKS[arm.task].words]).sft.task)
     study.load(weights)
     records = []
     for record in study.reinforce(Budget(seconds=arm.seconds), every=0.25):
