@@ -1,13 +1,14 @@
 """A study in one process: budgets, the control, records, and that the same study gives the same numbers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from farside.configs import compose
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.study import Budget, Study, Weights, character_tokenizer, shuffled
-from farside.rl.types import Completion, Prompt
+from farside.rl.tasks.registry import make_task
+from farside.rl.types import Completion, Prompt, Task
 
 TINY = [
     *("experiment=proof", "model.hidden_size=16", "model.intermediate_size=24", "model.head_dim=8"),
@@ -38,6 +39,21 @@ def test_the_control_deals_the_same_rewards_out_anew() -> None:
     assert control == shuffled(reward).score(items)
     later = [completion(n, "7" if n % 4 == 0 else "8", 6) for n in range(40)]
     assert [s.reward for s in shuffled(reward).score(later)] != [s.reward for s in control], "anew at every step"
+
+
+def test_accuracy_can_be_of_another_task(tmp_path: Path) -> None:
+    study = Study(compose.compose(TINY), tmp_path)
+    other = make_task(compose.compose([*TINY, "sft.task.digits=1"]).sft.task)
+    asked: list[str] = []
+
+    class Seen:
+        def prompt(self, split: str, index: int) -> Prompt:
+            asked.append(other.prompt(split, index).question)
+            return other.prompt(split, index)
+
+    study.examined = cast(Task, Seen())
+    study.accuracy(0)
+    assert asked == [other.prompt("held_out", index).question for index in range(3)]
 
 
 def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
