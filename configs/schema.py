@@ -549,6 +549,9 @@ class TaskConfig:
     """countdown: what problems are made of; an answer may use + - * whatever this says."""
     tries: int = 3
     """countdown: a worked answer that searches shows 0 to this many wrong tries before the right one."""
+    systematic: bool = False
+    """countdown: a search tries every calculation in a fixed order until one is right; where that takes more than
+    ``tries`` wrong ones, the answer is computed without a search."""
     full_share: float = 0.4
     """Share of worked answers that spell out every column (addition) or search (countdown)."""
     compact_share: float = 0.3
@@ -879,6 +882,7 @@ class RlConfig:
     max_error_share: float = 0.1
     """More verifier errors than this share of a step's samples stop the run."""
     eval_every: int = 20
+    """Steps; 0: only before the first and after the last."""
     eval_prompts: int = 256
     """Held-out problems, answered greedily."""
     log_samples: int = 4

@@ -18,6 +18,7 @@ from farside.configs.schema import Config
 from farside.data.prepare import prepare
 from farside.launch.local import JobFailed, Launcher, read_status
 from farside.report.page import write_report
+from farside.rl import train as rl
 from farside.rl.tasks.traces import write_traces
 from farside.train.console import say
 from farside.train.metrics import write_json
@@ -36,10 +37,10 @@ class Phase:
 REWARD_ALONE = "rl_reward_alone"
 PHASES = (
     Phase("pretrain", "farside.train.pretrain"),
-    Phase("sft", "farside.train.sft", "pretrain", lambda config, directory: write_traces(config.sft, directory)),
+    Phase("sft", "farside.train.sft", "pretrain", lambda config, directory: write_traces(config, directory)),
     Phase("reward", "farside.rl.reward.train_reward", "sft"),
-    Phase("rl", "farside.rl.train", "sft"),
-    Phase(REWARD_ALONE, "farside.rl.train", "sft"),
+    Phase("rl", rl.__name__, "sft"),
+    Phase(REWARD_ALONE, rl.__name__, "sft"),
     Phase("eval", "farside.train.eval.niah", "rl"),
 )
 
@@ -47,6 +48,7 @@ PHASES = (
 def run(config: Config, launcher: Launcher) -> int:
     """Runs what is left of the job; returns 0 when finished or stopped on request. Raises JobFailed."""
     directory = launcher.directory
+    check_ahead(config)
     _hold_to_configuration(config, directory)
     started, earlier = time.monotonic(), _spent(directory)
     status = Status(directory, started, earlier)
@@ -65,6 +67,13 @@ def run(config: Config, launcher: Launcher) -> int:
     status.write("stopped", phase.name, cause="asked to stop")
     say(f"stopped in {phase.name}; the same command goes on from there", indent=2)
     return 0
+
+
+def check_ahead(config: Config) -> None:
+    """What a late phase would refuse is refused before the first begins. Raises UserError."""
+    for phase in phases_of(config):
+        if phase.module == rl.__name__:
+            rl.check(arm_of(phase, config))
 
 
 def run_phase(phase: Phase, config: Config, launcher: Launcher, status: "Status") -> bool:
@@ -96,16 +105,30 @@ def phases_of(config: Config) -> list[Phase]:
 
 
 def for_phase(phase: Phase, config: Config, directory: Path) -> Config:
-    """The configuration with what only earlier phases could know, and of the arm judged by the reward model alone."""
-    rl = config.rl
-    if phase.name == REWARD_ALONE:
-        replay = replace(rl.replay, samples=0)
-        rl = replace(rl, steps=rl.reward_alone_steps, verifier_weight=0.0, reward_model_weight=1.0, replay=replay)
-    if phase.module == "farside.rl.train" and (rl.reward_model_weight or rl.process_weight):
-        return replace(config, rl=replace(rl, reward_model=str(final_checkpoint(directory / "reward"))))
+    """``arm_of`` with what only earlier phases could know."""
+    config = arm_of(phase, config)
+    if phase.module == rl.__name__ and (config.rl.reward_model_weight or config.rl.process_weight):
+        return replace(config, rl=replace(config.rl, reward_model=str(final_checkpoint(directory / "reward"))))
     if phase.name == "eval":
         return replace(config, eval=replace(config.eval, name="after_rl"))
     return config
+
+
+def arm_of(phase: Phase, config: Config) -> Config:
+    """The configuration, or that of the arm which the reward model judges alone. It is there to be watched: no alarm
+    stops it, and no verdict chooses its groups."""
+    if phase.name != REWARD_ALONE:
+        return config
+    alone = replace(
+        config.rl,
+        steps=config.rl.reward_alone_steps,
+        verifier_weight=0.0,
+        reward_model_weight=1.0,
+        sampling_rounds=1,
+        overoptimisation=replace(config.rl.overoptimisation, stop=None),
+        replay=replace(config.rl.replay, samples=0),
+    )
+    return replace(config, rl=alone)
 
 
 def final_checkpoint(directory: Path) -> Path:

@@ -191,7 +191,8 @@ class Collector:
         errors = float(sum(not score.valid for score in scores))
         errors, samples = comm.sum_floats([errors, float(len(scores))], self.mesh.dp, self.runtime.device)
         if errors > self.config.max_error_share * samples:
+            told = comm.gather_objects(self.reward.last_error, self.mesh.dp)
             raise RuntimeError(
                 f"{errors:.0f} of {samples:.0f} verdicts of step {step + 1} were errors, more than "
-                f"rl.max_error_share; one of them: {self.reward.last_error}"
+                f"rl.max_error_share; one of them: {next(filter(None, told))}"
             )

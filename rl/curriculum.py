@@ -17,7 +17,9 @@ from farside.configs.schema import RlConfig
 from farside.data.order import rng
 from farside.parallel import comm
 from farside.parallel.mesh import Mesh
+from farside.rl.estimators import level_order
 from farside.rl.rates import Rates
+from farside.rl.tasks.files import distinct
 from farside.rl.types import Completion, Mark, Score, Task
 
 Tally = Counter[tuple[int, Any, bool]]
@@ -36,12 +38,12 @@ def tally(sampled: Sequence[tuple[Completion, Score]], group: comm.Group) -> Tal
 
 def by_level(samples: Tally) -> dict[str, float]:
     """Metrics: the share of right answers at every level of difficulty that came up; none without levels."""
-    right, count = Counter[Any](), Counter[Any]()
+    right, count = Counter[str](), Counter[str]()
     for (_, level, is_right), number in samples.items():
-        right[level] += number * is_right
-        count[level] += number
-    del count[None]
-    return {f"accuracy_difficulty_{level}": right[level] / count[level] for level in sorted(count)}
+        if level is not None:
+            right[str(level)] += number * is_right
+            count[str(level)] += number
+    return {f"accuracy_difficulty_{level}": right[level] / count[level] for level in sorted(count, key=level_order)}
 
 
 class EachOnce:
@@ -72,6 +74,8 @@ class Pool(EachOnce):
         super().__init__(mesh)
         self.config, self.seed = config.curriculum, seed
         rounds = max(config.sampling_rounds, 1 + (config.max_staleness if config.partial_tokens else 0))
+        if (there := distinct(task, "train", self.config.pool)) < self.config.pool:
+            raise UserError(f"rl.curriculum.pool = {self.config.pool}: {task.name} has {there} problems; use {there}")
         self.needed = config.prompts_per_step * rounds
         self.enough = config.prompts_per_step
         levels = [task.prompt("train", index).metadata.get("difficulty") for index in range(self.config.pool)]
@@ -80,7 +84,7 @@ class Pool(EachOnce):
                 f"rl.curriculum.unlock_at: problems of {task.name} have no difficulty; use unlock_at=null or a task "
                 "with levels"
             )
-        self.names = sorted(set(levels), key=lambda level: (level is not None, level))
+        self.names = sorted(set(levels), key=lambda level: (level is not None, level_order(str(level))))
         self.level_N = np.array([self.names.index(level) for level in levels])
         self.of_problems, self.of_levels = Rates(self.config.pool), Rates(len(self.names))
         self.kept_N = np.ones(self.config.pool, dtype=bool)
@@ -122,10 +126,9 @@ class Pool(EachOnce):
         np.add.at(right_V2, self.level_N, right_N2)
         self.of_problems.add(right_N2[:, 1], right_N2.sum(1), self.config.memory)
         self.of_levels.add(right_V2[:, 1], right_V2.sum(1), self.config.memory)
-        hardest = self.unlocked - 1
-        passed = self.config.unlock_at is not None and self.of_levels.rates()[hardest] >= self.config.unlock_at
-        if passed and self.of_levels.count[hardest] >= self.enough and self.unlocked < len(self.names):
-            self.unlocked += 1
+        if self.config.unlock_at is not None and self.unlocked < len(self.names):
+            right, count = self.of_levels.right[self.unlocked - 1], self.of_levels.count[self.unlocked - 1]
+            self.unlocked += bool(count >= self.enough and right >= self.config.unlock_at * count)
         return {**by_level(samples), "unlocked_levels": self.unlocked}
 
     def leave_out(self, problems: Sequence[int]) -> None:

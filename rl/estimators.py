@@ -74,3 +74,11 @@ def accuracy_by_bin(values: Sequence[int], right: Sequence[bool], edges: Sequenc
         {"from": low, "to": high, "answers": int((place == i).sum()), "right": int(hits[place == i].sum())}
         for i, (low, high) in enumerate(itertools.pairwise(edges))
     ]
+
+
+def level_order(level: str) -> tuple[float, str]:
+    """To sort levels of difficulty by: numbers first, as numbers; then words."""
+    try:
+        return float(level), ""
+    except ValueError:
+        return float("inf"), level

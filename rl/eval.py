@@ -22,6 +22,7 @@ from farside.rl.overthinking import thinking_tokens
 from farside.rl.policy import load_unsharded
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
+from farside.rl.tasks.files import distinct
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Completion, Prompt, Task, Verdict
 from farside.train.checkpoint.retention import newest
@@ -39,18 +40,19 @@ class MathEval:
         self.runtime, self.rollout, self.task, self.verifier = runtime, rollout, task, verifier
         self.tokenizer, self.config = rollout.tokenizer, runtime.config.eval.math
         self.longest = runtime.config.rl.max_new_tokens
+        self.prompts = distinct(task, "held_out", self.config.prompts)
 
     def answers(self) -> list[Answer]:
         """Raises Stopped if the run was asked to stop. Collective."""
         config, world = self.config, self.runtime.mesh.world
         found: list[Answer] = []
         at_once = max(1, self.runtime.config.rl.micro_batch_size // max(config.samples, 1))
-        for first in range(0, config.prompts, at_once * comm.size(world)):  # equally many rounds on every rank
+        for first in range(0, self.prompts, at_once * comm.size(world)):  # equally many rounds on every rank
             if self.runtime.stop.agreed(self.runtime.mesh, self.runtime.device):
                 raise Stopped("asked to stop during an evaluation; it is run again")
             self.runtime.pulse.beat("eval")
             start = first + comm.rank(world) * at_once
-            prompts = [self.task.prompt("held_out", i) for i in range(start, min(start + at_once, config.prompts))]
+            prompts = [self.task.prompt("held_out", i) for i in range(start, min(start + at_once, self.prompts))]
             if prompts:
                 found += self._round(prompts)
         parts = comm.gather_objects(found, world)
@@ -136,14 +138,16 @@ def main(runtime: Runtime) -> None:
         raise UserError(f"{runtime.dir}: no checkpoint to evaluate; name one with eval.checkpoint=PATH")
     data = load_data(runtime)
     model, checkpoint = load_unsharded(runtime, data, path, "lm")
+    task = make_task(config.sft.task)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
-        rollout = NativeRollout(model, data.tokenizer, checkpoint.step)
-        answers = MathEval(runtime, rollout, make_task(config.sft.task), verifier).answers()
+        rollout = NativeRollout.of(config.rl, model, data.tokenizer, checkpoint.step)
+        answers = MathEval(runtime, rollout, task, verifier).answers()
     if runtime.main:
         described = {"path": str(path), "hash": checkpoint.hash, "step": checkpoint.step}
         result = {
             **{"name": config.eval.math.name, "task": config.sft.task.name, "checkpoint": described},
-            **{key: getattr(config.eval.math, key) for key in ("prompts", "samples", "temperature")},
+            "prompts": distinct(task, "held_out", config.eval.math.prompts),
+            **{key: getattr(config.eval.math, key) for key in ("samples", "temperature")},
             **summarise(answers, config.eval.math),
             "seconds": time.monotonic() - started,
         }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farside.configs.schema import MathConfig
-from farside.rl.estimators import accuracy_by_bin, bin_edges, maj_at_k, pass_at_k, rank_correlation
+from farside.rl.estimators import accuracy_by_bin, bin_edges, level_order, maj_at_k, pass_at_k, rank_correlation
 from farside.rl.tasks.dataset import extract_answer
 from farside.rl.types import Mark
 
@@ -84,7 +84,7 @@ def summarise(answers: Sequence[Answer], config: MathConfig) -> dict[str, Any]:
 def by_difficulty(greedy: Sequence[Answer], sampled: Sequence[Answer]) -> list[dict[str, Any]]:
     """A row a level, in the levels' order: numbers as numbers."""
     rows = []
-    for level in sorted({answer.difficulty for answer in greedy}, key=_level):
+    for level in sorted({answer.difficulty for answer in greedy}, key=level_order):
         own, drawn = ([a for a in answers if a.difficulty == level] for answers in (greedy, sampled))
         rows.append(
             {
@@ -100,17 +100,10 @@ def by_difficulty(greedy: Sequence[Answer], sampled: Sequence[Answer]) -> list[d
 
 def how_thinking_grows(greedy: Sequence[Answer]) -> dict[str, float | None]:
     """Spearman's correlation of a problem's difficulty and its thinking tokens; None unless levels are numbers."""
-    levels = [_level(answer.difficulty)[0] for answer in greedy]
+    levels = [level_order(answer.difficulty)[0] for answer in greedy]
     numbers = all(level < float("inf") for level in levels)
     thoughts = [float(answer.thinking) for answer in greedy]
     return {"thinking_difficulty_correlation": rank_correlation(levels, thoughts) if numbers else None}
-
-
-def _level(difficulty: str) -> tuple[float, str]:
-    try:
-        return float(difficulty), ""
-    except ValueError:
-        return float("inf"), difficulty
 
 
 def forced(answers: Sequence[Answer], greedy: Sequence[Answer], budget: int) -> dict[str, Any]:

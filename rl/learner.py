@@ -69,11 +69,14 @@ class Learner:
         pulse: Pulse,
     ) -> dict[str, Any]:
         """Iteration ``step`` on this rank's completions; numbers of its last update, ``skipped`` of the first that was
-        skipped. Collective.
+        skipped. An iteration without a token to learn from (all drawn by older policies, or not judged) is skipped
+        as "empty" and leaves everything as it was. Collective.
 
         Ranks bring equally many completions.
         """
         sampled, total = self.batches(completions, scores)
+        if not total:
+            return {"loss": 0.0, "grad_norm": 0.0, "skipped": "empty", "batch": step}
         replayed = self.replay.step(step)
         own, weight = self.total([sum(batch.weight for batch in kind) for kind in (sampled, replayed)])
         batches = sampled + self.replay.weighed(replayed, total, weight)
@@ -100,9 +103,10 @@ class Learner:
         """Micro-batches with all that the objective looks at, as many on every rank, and the divisor of their loss."""
         rows = AnswerRows(completions, self.config.micro_batch_size, self.dtype)
         seen = Experience.of(completions, scores, self.config.samples_per_prompt, self.total)
+        learnt_N = torch.tensor([len(item.tokens) - item.unlearnt for item in completions])
         weights_N, shares_N = self.algorithm.normalisation.weights(
-            torch.tensor([max(len(item.tokens) - item.unlearnt, 1) for item in completions]),
-            seen.valid_PG.flatten(),
+            learnt_N.clamp(min=1),
+            seen.valid_PG.flatten() & (learnt_N > 0),
             self.config.max_new_tokens,
         )
         extras = {"old_logprobs": rows.sampled_logprobs}

@@ -148,7 +148,7 @@ class RlLoop:
 
     def _after_step(self, progress: dict[str, Any], record: dict[str, Any], collected: Collected) -> None:
         step, last = progress["step"], progress["step"] == self.config.steps
-        if step % self.config.eval_every == 0 or last:
+        if last or (self.config.eval_every and step % self.config.eval_every == 0):
             record |= self.evaluate(step)
             progress["held_out_accuracy"] = record["held_out_accuracy"]
         if self.metrics and self.samples:

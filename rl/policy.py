@@ -9,6 +9,7 @@ from farside.parallel import comm
 from farside.rl.overthinking import outcome_efficiency
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.base import Rollout
+from farside.rl.tasks.files import distinct
 from farside.rl.types import Completion, Mark, Task, Verdict
 from farside.train.checkpoint.format import Checkpoint
 from farside.train.checkpoint.store import CheckpointStore
@@ -61,14 +62,15 @@ def answer_held_out(
     max_new_tokens: int,
     shown: int,
 ) -> tuple[float, list[dict[str, Any]], Answered]:
-    """Greedy answers to held-out problems 0..prompts-1: verified accuracy, the first ``shown`` of them described, and
-    this rank's. Collective.
+    """Greedy answers to held-out problems 0..prompts-1, each once if there are fewer: verified accuracy, the first
+    ``shown`` of them described, and this rank's. Collective.
 
     A verifier error counts as not answered: it lowers the accuracy, never raises it.
     """
+    last = distinct(task, "held_out", prompts)
     mine = [
         task.prompt("held_out", index)
-        for index in range(comm.rank(runtime.mesh.world), prompts, comm.size(runtime.mesh.world))
+        for index in range(comm.rank(runtime.mesh.world), last, comm.size(runtime.mesh.world))
     ]
     answers = rollout.generate(mine, 1, max_new_tokens, 0.0, seed=0) if mine else []
     verdicts = verifier.verify([(answer.prompt, answer.text) for answer in answers])

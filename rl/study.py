@@ -105,7 +105,7 @@ class Study:
         self.verifier = VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds)
         self.reward = wrap(CombinedReward(self.verifier, None, 0.0, config.rl.verifier_weight))
         self.engine = NativeEngine(config, self.runtime.mesh, self.runtime.device, entropy=True)
-        self.rollout = NativeRollout(self.engine.replica(), self.tokenizer)
+        self.rollout = NativeRollout.of(config.rl, self.engine.replica(), self.tokenizer)
 
     def load(self, weights: Weights) -> None:
         """Begins at these weights, without moments."""

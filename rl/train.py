@@ -20,6 +20,7 @@ from farside.rl.replay import Replay
 from farside.rl.reward.build import check_reward_model, load_reward_model, make_reward, watch_reward
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
+from farside.rl.tasks.files import distinct
 from farside.rl.tasks.registry import make_task
 from farside.train.checkpoint.contract import contract
 from farside.train.checkpoint.store import OWN_KEYS, CheckpointStore
@@ -27,6 +28,7 @@ from farside.train.engine.native import NativeEngine
 from farside.train.phase import identity, load_data, load_foreign, write_summary
 from farside.train.runtime import Runtime, worker_main
 
+NO_RATIO = (Algorithm.rloo, Algorithm.k15, Algorithm.k2)
 NO_GROUPS = (Algorithm.ppo, Algorithm.reinforce_pp)
 """They compare an answer with all others, not with those to the same problem."""
 
@@ -83,6 +85,9 @@ def check(config: Config) -> None:
             "rl.sampling_rounds: which groups teach is the verifier's verdict, which rl.verifier_weight = 0 leaves "
             "out; use sampling_rounds=1"
         )
+    if config.rl.samples_per_prompt == 1 and (config.rl.sampling_rounds > 1 or config.rl.length.weight):
+        key = "sampling_rounds" if config.rl.sampling_rounds > 1 else "length.weight"
+        raise UserError(f"rl.{key} compares the answers to one problem, but rl.samples_per_prompt = 1; give more")
     if config.rl.samples_per_prompt < (1 if config.rl.algorithm in NO_GROUPS else 2):
         raise UserError(f"rl.samples_per_prompt = {config.rl.samples_per_prompt}; a group needs at least 2 to compare")
 
@@ -106,6 +111,12 @@ def check_algorithm(rl: RlConfig) -> None:
     """Raises UserError for what no algorithm can work with."""
     make_algorithm(rl)
     for key, least in (
+        ("steps", 1),
+        ("prompts_per_step", 1),
+        ("max_new_tokens", 1),
+        ("micro_batch_size", 1),
+        ("eval_every", 0),
+        ("eval_prompts", 1),
         ("updates_per_step", 1),
         ("sampling_rounds", 1),
         ("overlong_cache", 0),
@@ -126,6 +137,15 @@ def check_algorithm(rl: RlConfig) -> None:
         raise UserError(
             f"rl.partial_tokens = {rl.partial_tokens}: groups finished in later iterations are not drawn again; use "
             "rl.sampling_rounds=1"
+        )
+    if rl.repetition.penalty and not rl.repetition.longest_period:
+        raise UserError("rl.repetition.penalty: no loops are looked for; set rl.repetition.longest_period, such as 32")
+    if rl.algorithm in NO_RATIO and (rl.clip_low, rl.clip_high, rl.clip_dual) != (None, None, None):
+        raise UserError(f"rl.clip_*: rl.algorithm={rl.algorithm.value} clips no ratio; leave them null")
+    if rl.algorithm is Algorithm.rloo and (rl.updates_per_step > 1 or (rl.partial_tokens and rl.learn_old_segments)):
+        raise UserError(
+            "rl.algorithm=rloo has no ratio to the policy that drew an answer, so that it must be the newest one; "
+            "use rl.updates_per_step=1 and, with partial_tokens, rl.learn_old_segments=false"
         )
     if rl.overlong_cache > rl.max_new_tokens:
         raise UserError(f"rl.overlong_cache = {rl.overlong_cache} is above rl.max_new_tokens = {rl.max_new_tokens}")
@@ -167,22 +187,21 @@ def main(runtime: Runtime) -> None:
     with_critic = config.rl.algorithm is Algorithm.ppo
     critic = NativeEngine(config, runtime.mesh, runtime.device, "scalar") if with_critic else None
     progress = begin_rl(runtime, data, engine, critic, store)
-    rollout = NativeRollout(
-        engine.replica(), data.tokenizer, slots=config.rl.rollout_batch, repetition=config.rl.repetition
-    )
+    rollout = NativeRollout.of(config.rl, engine.replica(), data.tokenizer)
+    task = make_task(config.sft.task)
     with VerifierPool(config.sft.task, config.rl.verifier_timeout_seconds) as verifier:
         judge = load_reward_model(runtime, data)
         reward = make_reward(runtime, verifier, judge, progress.get("reward"))
         reference = load_start(runtime, data, "rl.kl.weight") if config.rl.kl.weight else None
         watch = watch_reward(runtime, data, judge, reference, progress.get("overoptimisation"))
         learner = Learner(config, engine, Replay.of(runtime, data), reference, critic)
-        RlLoop(runtime, learner, rollout, make_task(config.sft.task), reward, store, watch).run(progress)
+        RlLoop(runtime, learner, rollout, task, reward, store, watch).run(progress)
     write_summary(
         runtime,
         started,
         held_out_accuracy_before=progress["held_out_accuracy_before"],
         held_out_accuracy_after=progress["held_out_accuracy"],
-        held_out_prompts=config.rl.eval_prompts,
+        held_out_prompts=distinct(task, "held_out", config.rl.eval_prompts),
     )
 
 

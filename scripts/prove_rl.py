@@ -4,7 +4,8 @@ python scripts/prove_rl.py run [--seconds 240] [--only NAME ...]  # what is not 
 python scripts/prove_rl.py write                                  # table and pictures from what is done
 
 A run is (study, seed); it begins at a warm start that all studies of a task and seed share. Results are lines of
-runs/proofs/results.jsonl. Budgets are CPU seconds of sampling, scoring and updating, without evaluations.
+runs/proofs/results.jsonl. Budgets are iterations, or CPU seconds of sampling, scoring and updating without
+evaluations.
 """
 
 import argparse
@@ -45,7 +46,7 @@ class Arm:
 
     name: str
     task: str
-    seconds: float
+    budget: Budget
     words: tuple[str, ...]
     seeds: Sequence[int] = SEEDS
     shuffled: bool = False
@@ -55,14 +56,20 @@ SEARCH = ("sft.task.full_share=0.7", "sft.task.compact_share=0.3", "sft.task.tri
 LONG = ("rl.max_new_tokens=120", "rl.prompts_per_step=16", "rl.eval_prompts=300")
 COUNTDOWN = ("sft.task.name=countdown", "sft.task.numbers=4", "sft.task.operations='+-'")
 DIRECT = (*COUNTDOWN, "sft.task.full_share=0", "sft.task.compact_share=0.7", "rl.max_new_tokens=40", "sft.steps=700")
+SYSTEMATIC = ("sft.task.systematic=true", "sft.task.tries=14", "sft.task.full_share=0.4", "sft.task.compact_share=0")
 WIDER = ("model.hidden_size=128", "model.intermediate_size=384", "model.num_hidden_layers=4", "model.head_dim=32")
 TASKS = {
     "add2": Task("Two-digit addition", (), 0.3),
     "cd4": Task("Countdown, four numbers, + and -; worked answers without a search", DIRECT, 0.25),
     "cd4_search": Task(
-        "The same with worked answers that search",
+        "The same with worked answers that search at random",
         (*COUNTDOWN, *SEARCH, *LONG),
         0.25,
+    ),
+    "cd4_systematic": Task(
+        "The same with worked answers of which four in ten search in a fixed order and the others show no work",
+        (*COUNTDOWN, *SYSTEMATIC, "sft.steps=400", "rl.max_new_tokens=180", "rl.prompts_per_step=16"),
+        1.0,
     ),
     "cd4_many": Task(
         "The same without a search, numbers to 15 instead of 9, by a model of 0.8M parameters",
@@ -71,32 +78,35 @@ TASKS = {
     ),
 }
 LEVELS = ("sft.task.min_numbers=2", "rl.curriculum.pool=8192", "rl.curriculum.unlock_at=0.6")
+SHORT, MIDDLE, LONGER = Budget(steps=150), Budget(steps=200), Budget(steps=450)
 MUON, ADAM = "optim.kind=muon", "optim.kind=adamw"
 GRPO = (ADAM, "rl.algorithm=grpo", "rl.lr=4e-4")
 K15 = (MUON, "rl.algorithm=k15", "rl.lr=1.5e-3")
 ARMS = [
-    Arm("grpo", "add2", 45, GRPO),
-    Arm("k15", "add2", 45, K15),
-    Arm("k2", "add2", 45, (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
-    Arm("shuffled", "add2", 20, GRPO, shuffled=True),
-    Arm("dr_grpo", "add2", 20, (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
-    Arm("rloo", "add2", 20, (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
-    Arm("reinforce_pp", "add2", 20, (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
-    Arm("ppo", "add2", 40, (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
-    Arm("k15, longer", "add2", 100, K15),
-    Arm("grpo", "cd4", 60, GRPO, seeds=(0,)),
-    Arm("k15", "cd4", 60, K15, seeds=(0,)),
-    Arm("grpo", "cd4_search", 240, GRPO, seeds=(0,)),
-    Arm("k15", "cd4_search", 240, K15, seeds=(0,)),
-    Arm("muon", "cd4", 60, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(0,)),
-    Arm("grpo, longer", "cd4", 180, GRPO, seeds=(0,)),
-    Arm("entropy", "cd4_many", 300, (*GRPO, "rl.lr=3e-4", "rl.entropy_weight=0.01"), seeds=(0,)),
-    Arm("entropy", "cd4", 180, (*GRPO, "rl.entropy_weight=0.01"), seeds=(0,)),
-    Arm("prioritised", "cd4", 60, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true"), seeds=(0,)),
-    Arm("curriculum", "cd4", 60, (*GRPO, *LEVELS), seeds=(0,)),
-    Arm("clip_higher", "cd4", 60, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28"), seeds=(0,)),
-    Arm("two_updates", "cd4", 60, (*GRPO, "rl.updates_per_step=2"), seeds=(0,)),
-    Arm("kl", "cd4", 60, (*GRPO, "rl.kl.weight=0.02"), seeds=(0,)),
+    Arm("grpo", "add2", Budget(seconds=45), GRPO),
+    Arm("k15", "add2", Budget(seconds=45), K15),
+    Arm("k2", "add2", Budget(seconds=45), (MUON, "rl.algorithm=k2", "rl.lr=1.5e-3")),
+    Arm("shuffled", "add2", Budget(seconds=20), GRPO, shuffled=True),
+    Arm("dr_grpo", "add2", Budget(seconds=20), (ADAM, "rl.algorithm=dr_grpo", "rl.lr=4e-4")),
+    Arm("rloo", "add2", Budget(seconds=20), (ADAM, "rl.algorithm=rloo", "rl.lr=4e-4")),
+    Arm("reinforce_pp", "add2", Budget(seconds=20), (ADAM, "rl.algorithm=reinforce_pp", "rl.lr=4e-4")),
+    Arm("ppo", "add2", Budget(seconds=40), (ADAM, "rl.algorithm=ppo", "rl.lr=4e-4", "rl.critic.lr=1e-3")),
+    Arm("k15, longer", "add2", Budget(seconds=100), K15),
+    Arm("grpo", "cd4", SHORT, GRPO),
+    Arm("entropy", "cd4", SHORT, (*GRPO, "rl.entropy_weight=0.01")),
+    Arm("prioritised", "cd4", SHORT, (*GRPO, "rl.curriculum.pool=2048", "rl.curriculum.prioritised=true")),
+    Arm("curriculum", "cd4", SHORT, (*GRPO, *LEVELS)),
+    Arm("kl", "cd4", SHORT, (*GRPO, "rl.kl.weight=0.02")),
+    Arm("two_updates", "cd4", SHORT, (*GRPO, "rl.updates_per_step=2")),
+    Arm("clip_higher", "cd4", SHORT, (*GRPO, "rl.updates_per_step=2", "rl.clip_high=0.28")),
+    Arm("muon", "cd4", SHORT, (*GRPO, MUON, "rl.lr=1.5e-3")),
+    Arm("k15", "cd4", SHORT, K15),
+    Arm("grpo, longer", "cd4", LONGER, GRPO),
+    Arm("entropy, longer", "cd4", LONGER, (*GRPO, "rl.entropy_weight=0.01")),
+    Arm("grpo", "cd4_search", Budget(seconds=240), GRPO, seeds=(0,)),
+    Arm("grpo", "cd4_systematic", MIDDLE, GRPO),
+    Arm("k15", "cd4_systematic", MIDDLE, K15),
+    Arm("entropy", "cd4_many", Budget(seconds=300), (*GRPO, "rl.lr=3e-4", "rl.entropy_weight=0.01"), seeds=(0,)),
 ]
 
 
@@ -122,7 +132,7 @@ def reinforce(arm: Arm, seed: int) -> dict[str, Any]:
     study.examined = make_task(compose.compose(["experiment=proof", *TASKS[arm.task].words]).sft.task)
     study.load(weights)
     records = []
-    for record in study.reinforce(Budget(seconds=arm.seconds), every=0.25):
+    for record in study.reinforce(arm.budget, every=0.25):
         records.append(record)
         if "held_out_accuracy" in record:
             say(f"{arm.task} {arm.name} seed {seed}", record)
@@ -150,21 +160,21 @@ def done() -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def pending(only: Sequence[str]) -> Iterator[tuple[Arm, int]]:
+def pending(only: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Arm, int]]:
     known = {(row["task"], row["arm"], row["seed"]) for row in done()}
     everything = [
-        (arm, seed) for task in TASKS for seed in SEEDS for arm in ARMS if (arm.task, seed in arm.seeds) == (task, True)
+        (arm, seed) for task in TASKS for seed in seeds for arm in ARMS if (arm.task, seed in arm.seeds) == (task, True)
     ]
     for arm, seed in everything:  # a seed of every study before the next: what fails shows early
         if (arm.task, arm.name, seed) not in known and (not only or {arm.name, arm.task} & set(only)):
             yield arm, seed
 
 
-def run(seconds: float, only: Sequence[str]) -> int:
+def run(seconds: float, only: Sequence[str], seeds: Sequence[int]) -> int:
     """0: nothing is left; 3: time is up."""
     started = time.process_time()
-    for arm, seed in pending(only):
-        if time.process_time() - started + arm.seconds > seconds and time.process_time() - started > 20:
+    for arm, seed in pending(only, seeds):
+        if time.process_time() - started > seconds:
             return 3
         result = reinforce(arm, seed)
         with (RESULTS / "results.jsonl").open("a") as stream:
@@ -239,12 +249,13 @@ def main() -> int:
     parser.add_argument("what", choices=("run", "write"))
     parser.add_argument("--seconds", type=float, default=1e9, help="CPU seconds after which no further run begins")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="studies or tasks")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, metavar="N", help="two processes share the work")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "write":
         write()
         return 0
-    return run(given.seconds, given.only)
+    return run(given.seconds, given.only, given.seeds)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,6 @@ def _one_phase(command: str, config: Config, launcher: Launcher) -> None:
     if command == "sft":
         from farside.rl.tasks.traces import write_traces
 
-        write_traces(config.sft, launcher.directory)
+        write_traces(config, launcher.directory)
     outcome = launcher.run_workers(WORKERS[command], config, launcher.directory)
     say(f"{outcome}: {launcher.directory}", indent=2)

@@ -97,7 +97,7 @@ def warm_up() -> None:
 
 
 def _normalise(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.replace("\N{MINUS SIGN}", "-").split())
 
 
 def _number_text(text: str) -> tuple[str, bool]:

@@ -8,11 +8,12 @@ from farside.configs.errors import UserError
 from farside.data.prepare import Prepared
 from farside.parallel import comm
 from farside.rl.batches import row_size
+from farside.rl.origin import difference, note
 from farside.rl.reward.calibration import pair_calibration
 from farside.rl.reward.format_baseline import pairwise_accuracy
 from farside.rl.reward.model import RewardModel, bradley_terry_loss, normalisation
 from farside.rl.reward.pairs import Pair, PairFeed, load_pairs, make_pairs, save_pairs
-from farside.rl.reward.sampling import Sampler
+from farside.rl.reward.sampling import Sampler, sampled_with
 from farside.rl.types import Completion
 from farside.train.model.transformer import Transformer
 from farside.train.runtime import Runtime
@@ -26,11 +27,16 @@ class OutcomeTraining:
     def __init__(self, runtime: Runtime, data: Prepared, policy: Path) -> None:
         self.runtime, self.settings = runtime, runtime.config.reward
         path = runtime.dir / PAIRS
-        if comm.broadcast_object(path.is_file(), runtime.mesh.world):
+        made_with = sampled_with(runtime.config, policy)
+        there, changed = comm.broadcast_object((path.is_file(), difference(path, made_with)), runtime.mesh.world)
+        if changed:
+            raise UserError(changed)
+        if there:
             self.pairs = load_pairs(path)
         else:
             self.pairs = self._sample(data, policy)
             if runtime.main:
+                note(path, made_with)
                 save_pairs(path, self.pairs)
         if min(map(len, self.pairs.values())) < 2:
             raise UserError(

@@ -180,7 +180,7 @@ class Drift:
 class Overoptimisation:
     """All that is told of a reward model in the loop; nothing where there is none (the three are None).
 
-    judge: of the held-out answers. every: steps between looks at the drift.
+    judge: of the held-out answers. every: steps between looks at the drift; 0: none.
     """
 
     def __init__(self, watch: Watch | None, drift: Drift | None, judge: Judge | None, every: int) -> None:
@@ -191,7 +191,7 @@ class Overoptimisation:
         if self.watch is None or self.drift is None:
             return {}
         found = self.watch.observe(step, described["reward_model"], described["accuracy"])
-        return {**found, **self.drift.describe(completions)} if step % self.every == 0 else found
+        return {**found, **self.drift.describe(completions)} if self.every and step % self.every == 0 else found
 
     def examine(self, step: int, answered: Sequence[tuple[Completion, Verdict]]) -> dict[str, Any]:
         """For metrics.jsonl. answered: this rank's share of the held-out problems. Collective."""

@@ -14,6 +14,7 @@ from farside.configs.errors import UserError
 from farside.data.prepare import Prepared
 from farside.parallel import comm
 from farside.rl.batches import row_size
+from farside.rl.origin import difference, note
 from farside.rl.reward.calibration import calibration
 from farside.rl.reward.corrupt import corrupted_answers
 from farside.rl.reward.feed import ShuffledFeed
@@ -21,7 +22,7 @@ from farside.rl.reward.labels import Continuations
 from farside.rl.reward.model import normalisation
 from farside.rl.reward.pairs import read_completion, save_lines
 from farside.rl.reward.process import Labelled, ProcessModel, process_loss, step_batch
-from farside.rl.reward.sampling import Sampler
+from farside.rl.reward.sampling import Sampler, sampled_with
 from farside.rl.reward.steps import StepFinder
 from farside.rl.tasks.registry import make_task
 from farside.train.metrics import read_metrics
@@ -41,11 +42,16 @@ class ProcessTraining:
         self.task = make_task(runtime.config.sft.task)
         self.finder = StepFinder(data.tokenizer, self.task.step_separator)
         path = runtime.dir / STEPS
-        if comm.broadcast_object(path.is_file(), runtime.mesh.world):
+        made_with = sampled_with(runtime.config, policy)
+        there, changed = comm.broadcast_object((path.is_file(), difference(path, made_with)), runtime.mesh.world)
+        if changed:
+            raise UserError(changed)
+        if there:
             self.answers = load_answers(path)
         else:
             self.answers = self._sample(data, policy)
             if runtime.main:
+                note(path, made_with)
                 save_answers(path, self.answers)
         train = self.answers["train"]
         if len({label >= 0.5 for answer in train for label in answer.labels}) < 2:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from farside.configs.errors import UserError
 from farside.configs.schema import RewardKind
 from farside.data.prepare import Prepared
 from farside.rl.policy import load_unsharded
@@ -18,8 +19,11 @@ NORMALISATION = "normalisation.json"
 
 def load_judge(runtime: Runtime, data: Prepared, path: Path) -> Judge:
     """Unsharded on every rank. Raises UserError if it is of another model or no reward model. Collective."""
-    model, _ = load_unsharded(runtime, data, path, "scalar")
-    described = json.loads((path.parent.parent / NORMALISATION).read_text())
+    model, checkpoint = load_unsharded(runtime, data, path, "scalar")
+    folder = checkpoint.path.parent.parent
+    if not (folder / NORMALISATION).is_file():
+        raise UserError(f"rl.reward_model: {folder} is not finished: it has no {NORMALISATION}; go on with it first")
+    described = json.loads((folder / NORMALISATION).read_text())
     spread = described["center"], described["scale"]
     if described.get("kind", RewardKind.outcome.value) == RewardKind.outcome.value:  # the only kind there was once
         return RewardModel(model, *spread)

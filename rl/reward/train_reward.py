@@ -35,6 +35,11 @@ def check(config: Config) -> None:
     """Raises UserError for settings of reward that cannot run."""
     check_layout(config)
     settings = config.reward
+    for key in ("prompts", "held_out_prompts", "samples", "steps"):
+        if getattr(settings, key) < 1:
+            raise UserError(f"reward.{key} = {getattr(settings, key)}; give at least 1")
+    if settings.temperature <= 0:
+        raise UserError(f"reward.temperature = {settings.temperature}; give more than 0")
     if settings.margin < 0:
         raise UserError(f"reward.margin = {settings.margin}; give 0 or more")
     if settings.best_of_prompts and settings.best_of < 2:

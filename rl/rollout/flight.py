@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from farside.configs.errors import UserError
 from farside.rl.types import Prompt, Segment, Task
 
 
@@ -57,15 +58,23 @@ class Flight:
             }
             for draft in self.drafts
         ]
-        return {"problem": self.prompt.index, "started": self.started, "drafts": drafts}
+        question = self.prompt.question
+        return {"problem": self.prompt.index, "question": question, "started": self.started, "drafts": drafts}
 
     @classmethod
     def of(cls, record: dict[str, Any], task: Task) -> "Flight":
+        """Raises UserError if the task's problem is another one now."""
+        prompt = task.prompt("train", record["problem"])
+        if record.get("question", prompt.question) != prompt.question:  # older checkpoints have none
+            raise UserError(
+                f"sft.task: problem {record['problem']}, whose answers are under way, was {record['question']!r} and "
+                f"is {prompt.question!r}; give back the task and its files as they were, or use another run.dir"
+            )
         drafts = [
             Draft(draft["tokens"], draft["logprobs"], [Segment(*part) for part in draft["segments"]], draft["done"])
             for draft in record["drafts"]
         ]
-        return cls(task.prompt("train", record["problem"]), record["started"], drafts)
+        return cls(prompt, record["started"], drafts)
 
 
 def choose(flights: Sequence[Flight], wanted: int, step: int, max_staleness: int) -> list[Flight] | None:

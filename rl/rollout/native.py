@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from farside.configs.schema import RepetitionConfig
+from farside.configs.schema import RepetitionConfig, RlConfig
 from farside.data.order import rng
 from farside.data.tokenizer import Tokenizer
 from farside.rl.overthinking import thinking_tokens
@@ -35,6 +35,11 @@ class NativeRollout:
         self.decoder, self.tokenizer, self.step = Decoder.of(model), tokenizer, step
         self.slots, self.repetition = slots, repetition
 
+    @classmethod
+    def of(cls, config: RlConfig, model: Transformer, tokenizer: Tokenizer, step: int = 0) -> "NativeRollout":
+        """As RL's settings have it."""
+        return cls(model, tokenizer, step, config.rollout_batch, config.repetition)
+
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], step: int) -> None:
         self.decoder.load(weights)
         self.step = step
@@ -58,7 +63,8 @@ class NativeRollout:
                 draws = generator.random((len(flight.drafts), max_new_tokens))  # type: ignore[assignment]
             for draft, numbers in zip(flight.drafts, draws):
                 had = len(draft.tokens)
-                if not draft.done and had < max_new_tokens:
+                draft.done = draft.done or had >= max_new_tokens  # the limit may be lower than when it began
+                if not draft.done:
                     drafts.append(draft)
                     limit = min(budget, max_new_tokens - had)
                     requests.append(

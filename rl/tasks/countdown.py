@@ -3,7 +3,8 @@
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice, permutations, product
 from typing import Any
 
 from farside.data.chat import END, END_THINK, THINK
@@ -13,6 +14,9 @@ from farside.rl.types import Prompt
 OPERATIONS = "+-*"
 MAX_DRAWS = 10_000
 """Numbers and operations drawn for one problem before the settings are called impossible."""
+MAX_ORDERS = 10_000
+"""Calculations that a systematic search looks at, those that it has tried in another order among them. Four numbers
+with + - * have 648."""
 TOKEN = re.compile(r"[0-9]+|[-+*()]")
 PRECEDENCE = {"+": 1, "-": 1, "*": 2}
 
@@ -78,10 +82,17 @@ class CountdownTask(DatasetTask):
     step_separator = " "
 
     def __init__(
-        self, dataset: CountdownDataset, search_share: float, steps_share: float, tries: int, operations: str
+        self,
+        dataset: CountdownDataset,
+        search_share: float,
+        steps_share: float,
+        tries: int,
+        systematic: bool,
+        operations: str,
     ) -> None:
         super().__init__("countdown", dataset)
         self.search_share, self.steps_share, self.tries, self.operations = search_share, steps_share, tries, operations
+        self.systematic = systematic
 
     def trace(self, prompt: Prompt, seed: int) -> str:
         """A worked answer that searches, that computes the answer, or that shows no work; drawn from ``seed`` and the
@@ -89,16 +100,34 @@ class CountdownTask(DatasetTask):
 
         >>> 3,5,7=26?: search "3+5=8*7=56 7-5=2*3=6 3*7=21+5=26" (0 to ``tries`` different wrong tries before the right
         one, evenly), steps "3*7=21+5=26", or nothing between the think marks. Then 3*7+5.
+
+        With ``systematic`` a search goes through the ``attempts`` in their order until one is right. Problems where
+        that takes more than ``tries`` wrong ones get steps.
+
+        >>> 1,4,6=3?: "6+4=10+1=11 6+4=10-1=9 6-4=2+1=3", then 6-4+1.
         """
         draw = random.Random(f"trace {seed} {prompt.question}")
         share = draw.random()
         tokens = [token for token in tokenise(prompt.answer) if token not in "()"]
-        right = chain([int(token) for token in tokens[0::2]], tokens[1::2])
-        if share < self.search_share:
-            scratch = " ".join([*self._wrong_tries(prompt, draw), right])
-        else:
-            scratch = right if share < self.search_share + self.steps_share else ""
-        return f"{THINK}{scratch}{END_THINK}{prompt.answer}{END}"
+        numbers, operations = [int(token) for token in tokens[0::2]], tokens[1::2]
+        scratch: list[str] = []
+        if share < self.search_share and self.systematic:
+            scratch, numbers, operations = self._search(prompt.question) or (scratch, numbers, operations)
+        elif share < self.search_share:
+            scratch = self._wrong_tries(prompt, draw)
+        if share < self.search_share + self.steps_share:
+            scratch = [*scratch, chain(numbers, operations)]
+        return f"{THINK}{' '.join(scratch)}{END_THINK}{expression(numbers, operations)}{END}"
+
+    def _search(self, question: str) -> tuple[list[str], list[int], list[str]] | None:
+        """(wrong tries, numbers and operations of the right one), unless there are more than ``tries`` wrong ones."""
+        numbers, target = parse_question(question)
+        wrong: list[str] = []
+        for tried, operations in islice(attempts(numbers, self.operations), self.tries + 1):
+            if running(tried, operations)[-1] == target:
+                return wrong, tried, operations
+            wrong.append(chain(tried, operations))
+        return None
 
     def _wrong_tries(self, prompt: Prompt, draw: random.Random) -> list[str]:
         numbers, target = parse_question(prompt.question)
@@ -121,6 +150,20 @@ def running(numbers: Sequence[int], operations: Sequence[str]) -> list[int]:
     for operation, number in zip(operations, numbers[1:], strict=True):
         values.append(_apply(operation, values[-1], number))
     return values
+
+
+def attempts(numbers: Sequence[int], operations: str) -> Iterator[tuple[list[int], list[str]]]:
+    """The calculations from left to right that use all numbers, in a fixed order: the largest numbers first, the last
+    operation changing fastest. Of those that differ by the order of summands or factors only the first comes."""
+    seen: set[tuple[object, ...]] = set()
+    orders = permutations(sorted(numbers, reverse=True))
+    everything = ((order, chosen) for order in orders for chosen in product(operations, repeat=len(numbers) - 1))
+    for order, chosen in islice(everything, MAX_ORDERS):
+        terms = zip(("*" if chosen[:1] == ("*",) else "+", *chosen), order)
+        runs = tuple(tuple(sorted(run)) for _, run in groupby(terms, key=lambda term: term[0] == "*"))
+        if runs not in seen:
+            seen.add(runs)
+            yield list(order), list(chosen)
 
 
 def chain(numbers: Sequence[int], operations: Sequence[str]) -> str:

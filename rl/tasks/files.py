@@ -8,6 +8,7 @@ from farside.configs.errors import UserError
 from farside.data.order import epoch_item, fold
 from farside.rl.tasks.dataset import check_split
 from farside.rl.tasks.split import is_held_out, normalised
+from farside.rl.types import Task
 
 
 class HasQuestion(Protocol):
@@ -49,16 +50,21 @@ class FileTask(Generic[P]):
             "held_out": [problem for problem, side in zip(problems, sides) if side],
         }
 
-    def problem(self, split: str, index: int) -> tuple[int, P]:
-        """(place, problem): every problem of the split once an epoch, in an order of the seed's.
-
-        Raises:
-            UserError: the split has no problem.
-        """
-        check_split(split, index)
-        problems = self.splits[split]
-        if not problems:
+    def problems(self, split: str) -> list[P]:
+        """Raises UserError: the split, "train" or "held_out", has none."""
+        if not (problems := self.splits[split]):
             fix = "name a file of them with task.held_out" if split == "held_out" else "name another file"
             raise UserError(f"task.name={self.name}: {self.path} leaves no {split} problem; {fix}")
+        return problems
+
+    def problem(self, split: str, index: int) -> tuple[int, P]:
+        """(place, problem): every problem of the split once an epoch, in an order of the seed's."""
+        check_split(split, index)
+        problems = self.problems(split)
         place = epoch_item(index, len(problems), fold("problems", self.seed, split))
         return place, problems[place]
+
+
+def distinct(task: Task, split: str, wanted: int) -> int:
+    """``wanted``, or how many problems a task over files has, if those are fewer: past them they come again."""
+    return min(wanted, len(task.problems(split))) if isinstance(task, FileTask) else wanted

@@ -86,7 +86,7 @@ def _countdown(config: TaskConfig) -> DatasetTask:
         raise UserError(f"task.tries={config.tries}: choose 0 to {MAX_TRIES}")
     sizes = (least, config.numbers, config.largest, config.largest_target)
     dataset = CountdownDataset(*sizes, config.operations, config.seed, DRAWN_ITEMS)
-    task = CountdownTask(dataset, *_shares(config), config.tries, config.operations)
+    task = CountdownTask(dataset, *_shares(config), config.tries, config.systematic, config.operations)
     try:
         task.prompt("held_out", 0)
     except ValueError as error:

@@ -4,20 +4,30 @@ import json
 import os
 from pathlib import Path
 
-from farside.configs.schema import SftConfig
+from farside.configs.errors import UserError
+from farside.configs.schema import Config
 from farside.data.chat import TRACES
+from farside.rl.origin import difference, note, settings_of
 from farside.rl.tasks.registry import make_task
 
 
-def write_traces(config: SftConfig, directory: Path) -> Path:
-    """Writes ``config.traces`` worked answers to traces.jsonl unless it is there; the same ones every time."""
+def write_traces(config: Config, directory: Path) -> Path:
+    """Writes ``sft.traces`` worked answers to traces.jsonl unless it is there; the same ones every time.
+
+    Raises:
+        UserError: it is there, but of other settings.
+    """
     path = directory / TRACES
+    settings = settings_of(config, "sft.task.", "sft.traces")
+    if changed := difference(path, settings):
+        raise UserError(changed)
     if path.is_file():
         return path
-    task = make_task(config.task)
+    note(path, settings)
+    task = make_task(config.sft.task)
     unfinished = path.with_suffix(".tmp")
     with unfinished.open("w", encoding="utf-8") as stream:
-        for index in range(config.traces):
+        for index in range(config.sft.traces):
             prompt = task.prompt("train", index)
             record = {"question": prompt.question, "response": task.trace(prompt, seed=index)}
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")

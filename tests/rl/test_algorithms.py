@@ -19,6 +19,7 @@ from farside.configs.schema import (
     KlConfig,
     KlEstimator,
     MirrorBaseline,
+    RepetitionConfig,
     RlConfig,
 )
 from farside.rl.advantage import group_normalised, log_partition, process_normalised, rewards_to_go
@@ -305,6 +306,15 @@ def test_losses_against_loops(
     [
         ({"clip_low": 1.5}, r"rl\.clip_low=1\.5"),
         ({"clip_dual": 0.5}, r"rl\.clip_dual=0\.5"),
+        ({"algorithm": Algorithm.k15, "clip_high": 0.3}, r"rl\.clip_\*: rl\.algorithm=k15 clips no ratio"),
+        ({"algorithm": Algorithm.rloo, "updates_per_step": 2}, r"rl\.algorithm=rloo has no ratio"),
+        ({"algorithm": Algorithm.rloo, "partial_tokens": 8}, r"rl\.algorithm=rloo has no ratio"),
+        ({"repetition": RepetitionConfig(penalty=1.0, longest_period=0)}, r"rl\.repetition\.penalty: no loops"),
+        ({"eval_prompts": 0}, r"rl\.eval_prompts = 0; give at least 1"),
+        ({"eval_every": -1}, r"rl\.eval_every = -1; give at least 0"),
+        ({"max_new_tokens": 0}, r"rl\.max_new_tokens = 0; give at least 1"),
+        ({"micro_batch_size": 0}, r"rl\.micro_batch_size = 0; give at least 1"),
+        ({"steps": 0}, r"rl\.steps = 0; give at least 1"),
         ({"tau": 0.0}, r"rl\.tau = 0\.0; give more than 0"),
         ({"updates_per_step": 0}, r"rl\.updates_per_step = 0; give at least 1"),
         ({"overlong_cache": 99}, r"rl\.overlong_cache = 99 is above rl\.max_new_tokens"),
@@ -323,6 +333,7 @@ def test_wrong_settings_are_named(settings: dict[str, object], told: str) -> Non
     with pytest.raises(UserError, match=told):
         check_algorithm(RlConfig(**settings))  # type: ignore[arg-type]
     check_algorithm(RlConfig())
+    check_algorithm(RlConfig(algorithm=Algorithm.rloo, partial_tokens=8, learn_old_segments=False))
 
 
 def test_garbage_in_tokens_without_weight_stays_out_of_every_sum() -> None:

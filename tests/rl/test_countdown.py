@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from itertools import islice, permutations, product
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from farside.configs.errors import UserError
 from farside.configs.schema import TaskConfig
-from farside.rl.tasks.countdown import chain, evaluate, expression, parse_question, running, tokenise
+from farside.rl.tasks.countdown import attempts, chain, evaluate, expression, parse_question, running, tokenise
 from farside.rl.tasks.dataset import DatasetTask
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Mark, Prompt, Verdict
@@ -146,6 +147,59 @@ def test_traces_search_with_different_wrong_tries_and_end_with_the_right_one() -
     assert abs(forms["none"] / 1500 - 0.2) < 0.04
     assert abs(forms["search"] / 1500 - 0.5 * 3 / 4) < 0.04
     assert {key for key in tries if key > 0} == {1, 2, 3}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from(["+", "-", "+-", "-+", "+-*"]))
+def test_attempts_reach_every_value_that_any_order_reaches(numbers: list[int], operations: str) -> None:
+    everything = [
+        running(order, chosen)[-1]
+        for order in permutations(numbers)
+        for chosen in product(operations, repeat=len(numbers) - 1)
+    ]
+    tried = [running(order, chosen)[-1] for order, chosen in attempts(numbers, operations)]
+    assert set(tried) == set(everything)
+    assert len(tried) <= len(everything)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=4))
+def test_no_attempt_repeats_another_with_its_summands_in_another_order(numbers: list[int]) -> None:
+    signed = [tuple(sorted(zip(("+", *chosen), order))) for order, chosen in attempts(numbers, "+-")]
+    assert len(set(signed)) == len(signed)
+    if len(set(numbers)) == len(numbers):
+        assert len(signed) == 2 ** len(numbers) - 1  # every choice of signs but the one without a plus
+
+
+def test_attempts_begin_with_the_largest_numbers_and_with_many_numbers_at_once() -> None:
+    first = [chain(*tried) for tried in islice(attempts([1, 4, 6], "+-"), 5)]
+    assert first == ["6+4=10+1=11", "6+4=10-1=9", "6-4=2+1=3", "6-4=2-1=1", "4-6=-2+1=-1"]
+    assert [chain(*tried) for tried in attempts([2, 3], "+*")] == ["3+2=5", "3*2=6"]
+    started = time.monotonic()
+    assert len(next(attempts(range(12), "+-"))[0]) == 12
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_systematic_trace_tries_in_order_until_one_is_right() -> None:
+    task = countdown(numbers=4, operations="+-", full_share=1.0, compact_share=0.0, systematic=True, tries=4)
+    searched = 0
+    for index in range(300):
+        prompt = task.prompt("train", index)
+        numbers, target = parse_question(prompt.question)
+        trace = task.trace(prompt, index)
+        assert task.verify(prompt, trace) == Verdict(Mark.correct)
+        scratch, answer = re.fullmatch(r"<think>(.*)</think>(.*)<\|end\|>", trace).groups()  # type: ignore[union-attr]
+        tries = list(islice(attempts(numbers, "+-"), 5))
+        right = [running(*tried)[-1] == target for tried in tries]
+        if any(right):
+            searched += 1
+            upto = right.index(True) + 1
+            assert scratch == " ".join(chain(*tried) for tried in tries[:upto])
+            assert answer == expression(*tries[upto - 1])
+        else:
+            assert " " not in scratch
+            assert answer == prompt.answer
+    assert 150 < searched < 300
 
 
 def test_a_trace_shows_what_it_says() -> None:

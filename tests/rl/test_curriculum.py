@@ -113,6 +113,14 @@ def test_levels_open_one_after_the_other() -> None:
     assert curriculum.note(sampled([(2, Mark.correct)] * 40))["unlocked_levels"] == 3
 
 
+def test_a_level_without_a_miss_opens_the_next_whatever_is_asked() -> None:
+    """Of few samples, too: 8 right of 8 is 1, not 8 of 9."""
+    curriculum = pool(unlock_at=1.0)
+    assert curriculum.note(sampled([(0, Mark.correct)] * 8))["unlocked_levels"] == 2
+    other = pool(unlock_at=1.0)
+    assert other.note(sampled([(0, Mark.correct)] * 200 + [(0, Mark.wrong)]))["unlocked_levels"] == 1
+
+
 def test_a_resumed_one_goes_on_alike() -> None:
     settings = {"prioritised": True, "unlock_at": 0.5}
     one, other = pool(**settings), pool(**settings)

@@ -17,14 +17,18 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config, CurriculumConfig, ParallelConfig
 from farside.data.order import rng
 from farside.data.tokenizer import Tokenizer
-from farside.parallel.mesh import ParallelDims
+from farside.parallel.mesh import ONE_RANK, ParallelDims
 from farside.rl.algorithms.base import Normalisation
 from farside.rl.batches import AnswerRows
 from farside.rl.collect import Collected, Collector
+from farside.rl.learner import Learner
+from farside.rl.replay import Replay
 from farside.rl.rollout.flight import Draft, Flight, choose
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.train import check_algorithm
 from farside.rl.types import Completion, Mark, Prompt, Score, Segment, Verdict
+from farside.train.engine.native import NativeEngine
+from farside.train.guard import Guard
 from farside.train.liveness import Pulse
 from farside.train.model.transformer import Transformer
 from farside.train.runtime import Runtime
@@ -276,6 +280,72 @@ def test_old_segments_carry_no_loss_where_that_is_asked_for() -> None:
 def test_settings_that_cannot_be_are_refused(key: str, value: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_algorithm(replace(Config().rl, **{"partial_tokens": 8, key: value}))
+
+
+def test_a_lower_limit_ends_what_is_already_longer(tmp_path: Path, tokenizer: Tokenizer, model: Transformer) -> None:
+    """Resumed with a smaller max_new_tokens, an iteration comes to an end."""
+    longer = collector(tmp_path, NativeRollout(model, tokenizer), partial_tokens=12, max_staleness=3, max_new_tokens=60)
+    iterations(longer, 1)
+    record = json.loads(json.dumps(longer.record()))
+    assert max(len(draft["tokens"]) for flight in record for draft in flight["drafts"] if not draft["done"]) > 10
+    shorter = collector(
+        tmp_path, NativeRollout(model, tokenizer), partial_tokens=12, max_staleness=3, max_new_tokens=10
+    )
+    shorter.load(record)
+    assert len(iterations(shorter, 3)) == 3
+
+
+def test_answers_under_way_belong_to_their_problem(tmp_path: Path) -> None:
+    work = collector(tmp_path, HeavyTail(), partial_tokens=24)
+    iterations(work, 2)
+    record = json.loads(json.dumps(work.record()))
+    assert record
+    record[0]["question"] = "1+1=?"
+    with pytest.raises(UserError, match=r"sft\.task: problem \d+, whose answers are under way, was '1\+1=\?' and is"):
+        work.load(record)
+    del record[0]["question"]  # as older versions wrote it
+    work.load(record)
+
+
+def taught(tmp_path: Path, items: Sequence[Completion], rewards: Sequence[float]) -> tuple[dict[str, Any], Learner]:
+    config = small_config(SMALL)
+    config.rl.samples_per_prompt, config.rl.lr = 2, 1e-2
+    engine = NativeEngine(config, ONE_RANK, torch.device("cpu"), entropy=True)
+    learner = Learner(config, engine, Replay(None, 0.0))
+    right = [Score(reward, True, Verdict(Mark.correct)) for reward in rewards]
+    guard, pulse = Guard(config.train.guard), Pulse(tmp_path, 0, 60.0, 60.0)
+    fresh = [replace(item, unlearnt=0) for item in items]
+    learner.update(fresh, right, 0, 1e-2, guard, pulse)  # moments that an empty step would go on with
+    before = {name: value.clone() for name, value in engine.named_weights()}
+    told = learner.update(items, right, 1, 1e-2, guard, pulse)
+    told["moved"] = max((value - before[name]).abs().max().item() for name, value in engine.named_weights())
+    return told, learner
+
+
+def under_way(number: int, length: int, unlearnt: int) -> Completion:
+    return Completion(
+        Prompt(number // 2, "", ""), [1, 2 + number], [3] * length, [-1.0] * length, "", False, 5, [], unlearnt
+    )
+
+
+def test_an_iteration_of_old_tokens_alone_changes_nothing(tmp_path: Path) -> None:
+    old = [under_way(number, 3 + number, 3 + number) for number in range(4)]
+    told, _ = taught(tmp_path, old, [1.0, 0.0, 0.0, 1.0])
+    assert (told["skipped"], told["moved"]) == ("empty", 0.0)
+    told, _ = taught(tmp_path, [replace(old[0], unlearnt=1), *old[1:]], [1.0, 0.0, 0.0, 1.0])
+    assert "skipped" not in told
+    assert told["moved"] > 0
+
+
+def test_an_answer_without_a_learnt_token_counts_nowhere(tmp_path: Path) -> None:
+    """The divisor is of what has tokens left; an answer weighs the same over those."""
+    items = [under_way(0, 4, 1), under_way(1, 4, 4), under_way(2, 5, 0), under_way(3, 2, 2)]
+    _, learner = taught(tmp_path, items, [1.0, 0.0, 0.0, 1.0])
+    scores = [Score(reward, True, Verdict(Mark.correct)) for reward in (1.0, 0.0, 0.0, 1.0)]
+    (batch,), total = learner.batches(items, scores)
+    assert total == 2.0
+    assert batch.weights.sum(1).tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0])
+    assert batch.weights.max(1).values.tolist() == pytest.approx([1 / 3, 0.0, 1 / 5, 0.0])
 
 
 def test_problems_under_way_come_from_the_pool(tmp_path: Path) -> None:

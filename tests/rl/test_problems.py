@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 
 from farside.configs.errors import UserError
-from farside.configs.schema import TaskConfig
+from farside.configs.schema import CurriculumConfig, RlConfig, TaskConfig
+from farside.parallel.mesh import ONE_RANK
+from farside.rl.curriculum import EachOnce, Pool, make_curriculum
+from farside.rl.estimators import level_order
 from farside.rl.reward.equivalence import judge, judge_quickly
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.tasks.dataset import VerifiedTask
+from farside.rl.tasks.files import distinct
 from farside.rl.tasks.formats import FORMATS, last_boxed
 from farside.rl.tasks.registry import make_task
 from farside.rl.tasks.split import is_held_out, normalised
-from farside.rl.types import Mark, Prompt, Verdict
+from farside.rl.types import Completion, Mark, Prompt, Score, Verdict
 
 EXAMS = Path(__file__).parent / "exams"
 SAMPLES = {form: EXAMS / f"{form}.jsonl" for form in FORMATS if form != "datasets"}
@@ -243,6 +247,9 @@ def test_last_boxed(text: str, box: str | None) -> None:
 
 
 TABLE = [
+    ("-5", "\N{MINUS SIGN}5", True),
+    ("\N{MINUS SIGN}5", "-5", True),
+    ("5", "7\N{MINUS SIGN}2", False),
     # fractions
     (r"\frac{3}{4}", "0.75", True),
     (r"\frac34", r"\tfrac{6}{8}", True),
@@ -361,3 +368,45 @@ def test_hostile_answers_are_wrong_or_errors(tmp_path: Path, monkeypatch: pytest
 def test_all_hostile_answers_are_wrong_or_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_harmless(REFERENCES, HOSTILE, tmp_path, 0.5)
+
+
+def test_a_small_file_is_asked_no_problem_twice(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "1"} for n in range(40)]
+    task = task_of("jsonl", write(tmp_path / "a.jsonl", *rows))
+    size = len({task.prompt("train", index).question for index in range(200)})
+    assert size < 40
+    assert (distinct(task, "train", 200), distinct(task, "train", 3)) == (size, 3)
+    assert distinct(make_task(TaskConfig(name="addition")), "train", 10**6) == 10**6
+    curriculum = CurriculumConfig(pool=40)
+    with pytest.raises(UserError, match=rf"rl\.curriculum\.pool = 40: .* has {size} problems; use {size}"):
+        make_curriculum(RlConfig(prompts_per_step=2, curriculum=curriculum), 0, task, ONE_RANK)
+    empty = "train" if is_held_out("q0") else "held_out"
+    with pytest.raises(UserError, match=f"no {empty} problem"):
+        distinct(task_of("jsonl", write(tmp_path / "one.jsonl", rows[0])), empty, 5)
+
+
+def test_levels_that_are_words_and_numbers(elsewhere: str) -> None:
+    """The sample file has "easy" and 1: numbers come first."""
+    task = make_task(TaskConfig(name=f"jsonl:{SAMPLES['jsonl']}", held_out=str(SAMPLES["jsonl"])))
+    prompts = [task.prompt("held_out", index) for index in range(distinct(task, "held_out", 1000))]
+    levels = {prompt.metadata["difficulty"] for prompt in prompts if "difficulty" in prompt.metadata}
+    assert {type(level) for level in levels} == {int, str}
+    right = Score(1.0, True, Verdict(Mark.correct))
+    found = EachOnce(ONE_RANK).note([(Completion(p, [1], [2], [0.0], "", False, 0), right) for p in prompts])
+    assert list(found) == [f"accuracy_difficulty_{level}" for level in sorted(map(str, levels), key=level_order)]
+    assert next(iter(found)) == "accuracy_difficulty_1"
+    pool = make_curriculum(RlConfig(prompts_per_step=1, curriculum=CurriculumConfig(pool=3)), 0, Held(task), ONE_RANK)
+    assert isinstance(pool, Pool)
+    assert pool.names == [None, 1, "easy"]
+
+
+class Held:
+    """Its held-out problems, as if they were for training."""
+
+    name = "held"
+
+    def __init__(self, task: VerifiedTask) -> None:
+        self.task = task
+
+    def prompt(self, split: str, index: int) -> Prompt:
+        return self.task.prompt("held_out", index)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Algorithm, Config, OveroptimisationConfig, ParallelConfig, ScoreNorm
+from farside.configs.schema import Algorithm, Config, LengthConfig, OveroptimisationConfig, ParallelConfig, ScoreNorm
 from farside.parallel.mesh import ONE_RANK, ParallelDims
 from farside.rl.advantage import process_normalised, progress_advantages, step_advantages
 from farside.rl.experience import Experience
@@ -154,6 +154,12 @@ def test_a_clipped_reward_and_an_opinion_that_is_not() -> None:
     ("change", "told"),
     [
         ({"process_weight": 0.5, "algorithm": Algorithm.k15}, "rl.process_weight gives tokens"),
+        ({"samples_per_prompt": 1, "algorithm": Algorithm.ppo, "sampling_rounds": 2}, "rl.sampling_rounds compares"),
+        (
+            {"samples_per_prompt": 1, "algorithm": Algorithm.ppo, "length": LengthConfig(weight=0.1)},
+            "rl.length.weight com",
+        ),
+        ({"prompts_per_step": 0}, "rl.prompts_per_step = 0; give at least 1"),
         ({"reward_model_clip": 0.0}, "rl.reward_model_clip = 0.0"),
         ({"verifier_weight": 0.0, "reward_model_weight": 0.0}, "rl.process_weight = 0.0; give none below 0"),
         ({"overoptimisation": OveroptimisationConfig(window=1)}, "rl.overoptimisation.window = 1"),
