@@ -18,7 +18,7 @@ from farside.configs.layout import check_layout
 from farside.configs.schema import Config
 from farside.parallel import comm
 from farside.rl.eval_summary import GREEDY, Answer, summarise
-from farside.rl.overthinking import thinking_tokens
+from farside.rl.overthinking import outcome_efficiency, thinking_tokens
 from farside.rl.policy import load_unsharded
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
@@ -99,7 +99,7 @@ class MathEval:
         return [self._answer(item, number, budget, v) for item, number, v in zip(items, numbers, verdicts, strict=True)]
 
     def _answer(self, item: Completion, number: int, budget: int | None, verdict: Verdict) -> Answer:
-        prompt = item.prompt
+        prompt, whole = item.prompt, number == GREEDY and budget is None
         return Answer(
             problem=prompt.index,
             difficulty=str(prompt.metadata.get("difficulty", "all")),
@@ -112,6 +112,7 @@ class MathEval:
             detail=verdict.detail,
             length=len(item.tokens),
             thinking=thinking_tokens(item.tokens, self.tokenizer),
+            efficiency=outcome_efficiency(item, self.verifier, self.tokenizer) if whole else None,
         )
 
 

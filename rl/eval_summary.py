@@ -17,7 +17,8 @@ BINS = 12
 
 @dataclass(frozen=True)
 class Answer:
-    """One judged answer: a line of math.jsonl. budget: the thinking that was allowed; None: no limit."""
+    """One judged answer: a line of math.jsonl. budget: the thinking that was allowed; None: no limit. efficiency: of a
+    greedy answer without limit, the share of its tokens up to the first right answer in it."""
 
     problem: int
     difficulty: str
@@ -30,6 +31,7 @@ class Answer:
     detail: str
     length: int
     thinking: int
+    efficiency: float | None = None
 
     @property
     def right(self) -> bool:
@@ -75,6 +77,7 @@ def summarise(answers: Sequence[Answer], config: MathConfig) -> dict[str, Any]:
         "error_share": sum(a.verdict == Mark.error.value for a in answers) / len(answers),
         "difficulty": by_difficulty(greedy, sampled),
         **how_thinking_grows(greedy),
+        "outcome_efficiency": mean(a.efficiency for a in greedy if a.efficiency is not None),
         "lengths": accuracy_by_bin(lengths, solved, bin_edges(lengths, BINS)),
         "thinking": accuracy_by_bin(thoughts, solved, bin_edges(thoughts, BINS)),
         "budgets": [forced(answers, greedy, budget) for budget in config.budgets],

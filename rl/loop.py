@@ -144,7 +144,8 @@ class RlLoop:
         if self.answers:
             for answer in answers:
                 self.answers.write({"step": step, **answer})
-        return {"held_out_accuracy": accuracy, **self.overoptimisation.examine(step, answered)}
+        shown = {"outcome_efficiency": sum(a["outcome_efficiency"] for a in answers) / len(answers)} if answers else {}
+        return {"held_out_accuracy": accuracy, **shown, **self.overoptimisation.examine(step, answered)}
 
     def _after_step(self, progress: dict[str, Any], record: dict[str, Any], collected: Collected) -> None:
         step, last = progress["step"], progress["step"] == self.config.steps

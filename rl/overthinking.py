@@ -38,20 +38,21 @@ def first_correct(text: str, judge: Judge) -> int | None:
     return next((place for place, is_right in zip(places, right) if is_right), None)
 
 
-def outcome_efficiency(item: Completion, verifier: VerifierPool) -> float:
-    """Of one answer, in characters of its text."""
+def outcome_efficiency(item: Completion, verifier: VerifierPool, tokenizer: Tokenizer) -> float:
+    """Of one answer, in tokens without the end mark."""
 
     def judge(answers: list[str]) -> list[bool]:
         verdicts = verifier.verify([(item.prompt, f"{answer}{END}") for answer in answers])
         return [verdict.mark is Mark.correct for verdict in verdicts]
 
+    tokens = item.tokens[:-1] if item.tokens[-1:] == [tokenizer.end] else item.tokens
     place = first_correct(item.text, judge)
-    return (place or 0) / max(len(item.text.removesuffix(END)), 1)
+    return tokens_up_to(place, tokens, tokenizer) / max(len(tokens), 1) if place else 0.0
 
 
-def tokens_up_to(characters: int, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
+def tokens_up_to(characters: int, tokens: Sequence[int], tokenizer: Tokenizer) -> int:
     """How many tokens it takes to write that many characters."""
-    return bisect_left(range(len(tokens)), characters, key=lambda count: len(decode(tokens[:count])))
+    return bisect_left(range(len(tokens)), characters, key=lambda count: len(tokenizer.decode(list(tokens[:count]))))
 
 
 def thinking_tokens(tokens: Sequence[int], tokenizer: Tokenizer) -> int:

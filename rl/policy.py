@@ -85,7 +85,7 @@ def answer_held_out(
             "verdict": verdict.mark.value,
             "length": len(answer.tokens),
             "thinking": answer.thinking,
-            "outcome_efficiency": outcome_efficiency(answer, verifier),
+            "outcome_efficiency": outcome_efficiency(answer, verifier, rollout.tokenizer),
         }
         for answer, verdict in zip(answers, verdicts)
         if answer.prompt.index < shown

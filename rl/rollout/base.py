@@ -5,11 +5,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from farside.data.tokenizer import Tokenizer
 from farside.rl.rollout.flight import Flight
 from farside.rl.types import Completion, Prompt
 
 
 class Rollout(Protocol):
+    tokenizer: Tokenizer
+
     def generate(
         self, prompts: list[Prompt], samples: int, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Completion]:

@@ -106,7 +106,8 @@ def test_a_thought_over_the_budget_is_cut_closed_and_answered(tmp_path: Path) ->
 def answer(problem: int, sample: int, text: str, verdict: str, budget: int | None = None, level: str = "1") -> Answer:
     tokens = TOKENIZER.encode(text)
     thought = thinking_tokens(tokens, TOKENIZER)
-    return Answer(problem, level, sample, budget, "", "", text, verdict, "", len(tokens), thought)
+    efficiency = 0.25 * (verdict == "correct") if sample == 0 and budget is None else None
+    return Answer(problem, level, sample, budget, "", "", text, verdict, "", len(tokens), thought, efficiency)
 
 
 def test_summary_of_known_answers() -> None:
@@ -129,6 +130,7 @@ def test_summary_of_known_answers() -> None:
         ("10", 0.0, 3.0),
     ]
     assert result["thinking_difficulty_correlation"] == pytest.approx(1.0)
+    assert result["outcome_efficiency"] == 0.125
     assert result["budgets"] == [{"budget": 2, "accuracy": 1.0, "thinking_tokens": 1.0, "cut_share": 0.5}]
     assert sum(row["answers"] for row in result["lengths"]) == 6
 

@@ -44,17 +44,19 @@ def test_what_is_judged_is_bounded() -> None:
 
 
 def test_efficiency_by_the_tasks_own_verdict() -> None:
-    prompt = Prompt(0, "37+48=?", "85")
+    """In tokens, a mark being one: 3 of 17, all of 4; the end mark is none of them, whether it is there or not."""
+    prompt, tokenizer = Prompt(0, "37+48=?", "85"), Tokenizer.train([], 262)
     with VerifierPool(TaskConfig(), 5.0) as verifier:
         found = [
-            outcome_efficiency(Completion(prompt, [], [], [], text, False, 0), verifier)
+            outcome_efficiency(Completion(prompt, [], tokenizer.encode(text), [], text, False, 0), verifier, tokenizer)
             for text in (
                 "<think>85 85 85 8585</think>85<|end|>",
                 "<think></think>85<|end|>",
                 "<think>86</think>1<|end|>",
+                "<think>86</think>85",
             )
         ]
-    assert found == [9 / 30, 1.0, 0.0]
+    assert found == [3 / 17, 1.0, 0.0, 1.0]
 
 
 def test_in_tokens() -> None:
@@ -62,7 +64,7 @@ def test_in_tokens() -> None:
     tokens = tokenizer.encode(f"{THINK}é 85{END_THINK}85")
     text = tokenizer.decode(tokens)
     for end in range(1, len(text) + 1):
-        count = tokens_up_to(end, tokens, lambda ids: tokenizer.decode(list(ids)))
+        count = tokens_up_to(end, tokens, tokenizer)
         assert len(tokenizer.decode(tokens[:count])) >= end > len(tokenizer.decode(tokens[: count - 1]))
     assert thinking_tokens(tokens, tokenizer) == len(tokens) - 4
     assert thinking_tokens(tokens[:4], tokenizer) == 3, "it never stopped"
