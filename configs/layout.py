@@ -1,11 +1,13 @@
 """Whether a model can be cut as the configuration wants it, asked before any process or group is there. No torch."""
 
 from farside.configs.errors import UserError
+from farside.configs.ranges import check_ranges
 from farside.configs.schema import Config, ModelConfig, Recompute, TrainConfig
 
 
 def check_layout(config: Config) -> None:
     """Raises UserError for degrees that cannot be, a model that they cannot cut, and keys that cannot go together."""
+    check_ranges(config)
     for key, degree in vars(config.parallel).items():
         if isinstance(degree, int) and degree < 1:
             raise UserError(f"parallel.{key} = {degree}; degrees are at least 1")

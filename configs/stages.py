@@ -1,5 +1,6 @@
 """From the configuration to a list of stages in which every field is decided. No torch."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -173,8 +174,13 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
             raise UserError(f"checkpoint.{key} = {getattr(config.checkpoint, key)}; give at least 1")
     if config.checkpoint.keep_every < 0:
         raise UserError(f"checkpoint.keep_every = {config.checkpoint.keep_every}; give at least 0")
+    names = [stage.name for stage in stages]
     for stage in stages:
         where = f"stage {stage.name!r}"
+        if names.count(stage.name) > 1 or not re.fullmatch(r"\w[\w.-]*", stage.name):
+            raise UserError(f"{where}: a stage's name is a folder's: give each its own, of letters, digits, - _ and .")
+        if stage.lr < 0 or not math.isfinite(stage.lr):
+            raise UserError(f"{where}: lr = {stage.lr}; give 0 or more")
         if stage.steps < 1:
             raise UserError(f"{where}: steps = {stage.steps}; give at least 1")
         if stage.seq_len < 16:

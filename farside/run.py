@@ -14,13 +14,15 @@ from typing import Any
 
 from farside.configs import compose
 from farside.configs.errors import UserError
+from farside.configs.ranges import check_grid_size
 from farside.configs.schema import Config
-from farside.data.prepare import prepare
+from farside.data.prepare import Prepared, prepare
 from farside.launch.local import JobFailed, Launcher, read_status
 from farside.report.page import write_report
 from farside.rl import train as rl
 from farside.rl.tasks.traces import write_traces
 from farside.train.console import say
+from farside.train.eval.niah import check_grid
 from farside.train.metrics import write_json
 
 
@@ -53,7 +55,7 @@ def run(config: Config, launcher: Launcher) -> int:
     started, earlier = time.monotonic(), _spent(directory)
     status = Status(directory, started, earlier)
     status.write("running", "prepare")
-    prepare(config.data, say)
+    check_grid(config.eval.niah, Prepared(prepare(config.data, say)))
     for phase in phases_of(config):
         if launcher.stopping:
             break
@@ -71,6 +73,7 @@ def run(config: Config, launcher: Launcher) -> int:
 
 def check_ahead(config: Config) -> None:
     """What a late phase would refuse is refused before the first begins. Raises UserError."""
+    check_grid_size(config.eval.niah)
     for phase in phases_of(config):
         if phase.module == rl.__name__:
             rl.check(arm_of(phase, config))
@@ -79,7 +82,8 @@ def check_ahead(config: Config) -> None:
 def run_phase(phase: Phase, config: Config, launcher: Launcher, status: "Status") -> bool:
     """Runs one phase unless it is finished; returns whether it is. Raises JobFailed."""
     directory = launcher.directory / phase.name
-    if read_status(directory).get("status") == "finished":
+    summed_up = phase.name == "eval" or (directory / "summary.json").is_file()
+    if summed_up and read_status(directory).get("status") == "finished":
         return True
     directory.mkdir(exist_ok=True)
     say(f"── {phase.name} ──")

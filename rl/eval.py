@@ -176,4 +176,4 @@ def told(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    worker_main(main, check=check)
+    worker_main(main, check=check, evaluates=True)

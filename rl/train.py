@@ -25,7 +25,7 @@ from farside.rl.tasks.registry import make_task
 from farside.train.checkpoint.contract import contract
 from farside.train.checkpoint.store import OWN_KEYS, CheckpointStore
 from farside.train.engine.native import NativeEngine
-from farside.train.phase import identity, load_data, load_foreign, write_summary
+from farside.train.phase import identity, load_data, load_foreign, refuse_relabelling, write_summary
 from farside.train.runtime import Runtime, worker_main
 
 NO_RATIO = (Algorithm.rloo, Algorithm.k15, Algorithm.k2)
@@ -43,6 +43,7 @@ def begin_rl(
     if resumed is not None:
         for each in filter(None, (engine, critic)):
             each.set_rope(Rope.from_record(resumed.state["rope"]))
+        refuse_relabelling(runtime, store, resumed, runtime.config.rl.steps)
         if runtime.main:
             print(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", flush=True)
         state = {key: value for key, value in resumed.state.items() if key not in OWN_KEYS}

@@ -106,6 +106,15 @@ ARMS = [
     Arm("grpo", "cd4_search", Budget(seconds=240), GRPO, seeds=(0,)),
     Arm("grpo", "cd4_systematic", MIDDLE, GRPO),
     Arm("k15", "cd4_systematic", MIDDLE, K15),
+    Arm("k15, longer", "cd4_systematic", Budget(steps=400), K15, seeds=(1,)),
+    Arm(
+        "k15, partial rollouts",
+        "cd4_systematic",
+        MIDDLE,
+        (*K15, "rl.partial_tokens=48", "rl.max_staleness=2"),
+        seeds=(2,),
+    ),
+    Arm("shuffled", "cd4_systematic", Budget(steps=60), K15, shuffled=True),
     Arm("entropy", "cd4_many", Budget(seconds=300), (*GRPO, "rl.lr=3e-4", "rl.entropy_weight=0.01"), seeds=(0,)),
 ]
 
@@ -204,7 +213,8 @@ def table(task: str) -> list[str]:
 
 
 def draw(task: str, path: Path) -> None:
-    """Held-out accuracy against CPU seconds: every seed faintly, their mean on top."""
+    """Held-out accuracy against what the budgets are in, iterations or CPU seconds: every seed faintly, their mean on
+    top."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -212,19 +222,21 @@ def draw(task: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     arms = [arm for arm in ARMS if arm.task == task and any((task, arm.name) == (r["task"], r["arm"]) for r in done())]
+    along = "step" if all(arm.budget.steps for arm in arms) else "seconds"
     for number, arm in enumerate(arms):
         curves = [row["curve"] for row in done() if (row["task"], row["arm"]) == (task, arm.name)]
         color = f"C{number % 10}"
+        style = "--" if arm.shuffled or number >= 10 else "-"  # there are ten colours
         for curve in curves:
-            points = [(point["seconds"], 100 * point["held_out_accuracy"]) for point in curve]
+            points = [(point[along], 100 * point["held_out_accuracy"]) for point in curve]
             axes.plot(*zip(*points), color=color, alpha=0.25, linewidth=0.8)
         shared = list(zip(*curves))  # looks are at equal shares of one budget
         middle = [
-            (statistics.fmean(p["seconds"] for p in look), 100 * statistics.fmean(p["held_out_accuracy"] for p in look))
+            (statistics.fmean(p[along] for p in look), 100 * statistics.fmean(p["held_out_accuracy"] for p in look))
             for look in shared
         ]
-        axes.plot(*zip(*middle), color=color, linewidth=1.8, label=arm.name, linestyle="--" if arm.shuffled else "-")
-    axes.set_xlabel("CPU seconds of RL")
+        axes.plot(*zip(*middle), color=color, linewidth=1.8, label=arm.name, linestyle=style)
+    axes.set_xlabel({"step": "iterations of RL", "seconds": "CPU seconds of RL"}[along])
     axes.set_ylabel("held-out problems solved, %")
     axes.set_ylim(0, 102)
     axes.grid(axis="y", linewidth=0.5)

@@ -99,11 +99,12 @@ DESCRIPTIONS = ("command.txt", "config.yaml", "config.json", "data.json", "machi
 
 class Descriptions:
     """A run directory's description as it was: a job that is refused must not be described in the place of the one
-    that is there."""
+    that is there. of_a_run: whether that one trains, or is a whole job."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.earlier = (directory / "config.yaml").is_file()
+        self.of_a_run = (directory / "checkpoints").is_dir() or (directory / "phases.json").is_file()
         paths = {name: directory / name for name in DESCRIPTIONS}
         self.contents = {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
 

@@ -125,11 +125,12 @@ def loader_maker(runtime: Runtime, mixtures: Sequence[StageMixture]) -> Callable
     return make
 
 
-def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Progress:
+def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore, last_step: int) -> Progress:
     """Resumes this directory's run; else takes weights from ``init_from``; else starts at the initial weights."""
     store.preflight(engine)
     resumed = store.resume(engine)
     if resumed is not None:
+        refuse_relabelling(runtime, store, resumed, last_step)
         engine.set_rope(Rope.from_record(resumed.state["rope"]))
         if runtime.main:
             say(f"resumed at step {resumed.step} from {resumed.path}{store.changed(resumed)}", indent=2)
@@ -139,6 +140,18 @@ def begin(runtime: Runtime, engine: NativeEngine, store: CheckpointStore) -> Pro
     parent = store.start_from(runtime.init_from)
     load_foreign(parent, engine)
     return Progress(trained_length=parent.state["trained_length"])
+
+
+def refuse_relabelling(runtime: Runtime, store: CheckpointStore, resumed: Checkpoint, last_step: int) -> None:
+    """Raises UserError for a phase that ended at its last step and would only be described by other settings."""
+    path = runtime.dir / SUMMARY
+    if resumed.step < last_step or not path.is_file() or not (changed := store.changed(resumed)):
+        return
+    if json.loads(path.read_text())["checkpoint"]["step"] == resumed.step:
+        raise UserError(
+            f"{runtime.dir}: finished at step {resumed.step}, other settings would change nothing{changed}; name "
+            "another run.dir, or ask for more steps"
+        )
 
 
 def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
@@ -153,23 +166,37 @@ def load_foreign(checkpoint: Checkpoint, engine: NativeEngine) -> None:
 
 
 def validation_loss(
-    runtime: Runtime, engine: NativeEngine, data: Prepared, seq_len: int, rows: int = 32
+    runtime: Runtime, engine: NativeEngine, data: Prepared, stage: Stage, rows: int = 32
 ) -> dict[str, float]:
-    """Mean next-token loss in nats per source, over the first ``rows`` validation windows. Collective."""
+    """Mean next-token loss in nats per source, over the first ``rows`` validation windows of the stage's length, in its
+    micro-batches. A split with less text is one shorter window; one with hardly any has no loss. Collective."""
     losses: dict[str, float] = {}
     for name in data.names:
+        tokens = data.tokens(name, "validation")
+        length = min(stage.seq_len, len(tokens) - 1)
+        length -= length % runtime.config.parallel.pieces
+        if length > 0:
+            source = TextSource(name, tokens, data.tokenizer.end_of_text, 0)
+            losses[name] = _mean_loss(runtime, engine, source, length, rows, stage.micro_batch_size)
+    return losses
+
+
+def _mean_loss(
+    runtime: Runtime, engine: NativeEngine, source: TextSource, length: int, rows: int, at_once: int
+) -> float:
+    size, count = runtime.mesh.dp_size, min(rows, source.windows(length))
+    sums = [0.0, 0.0]
+    for first in range(0, -(-count // size), at_once):  # equally often on every rank, as collectives must be
         runtime.pulse.beat("eval")
-        source = TextSource(name, data.tokens(name, "validation"), data.tokenizer.end_of_text, 0)
-        count = min(rows, source.windows(seq_len))
-        mine = [source.window(row, seq_len) for row in range(runtime.mesh.dp_rank, count, runtime.mesh.dp_size)]
-        # a rank without rows joins with a row of weight zero: every rank runs every collective equally often
-        batch = Batch.of(mine or [source.window(0, seq_len)])
+        places = range(first * size + runtime.mesh.dp_rank, min((first + at_once) * size, count), size)
+        mine = [source.window(place, length) for place in places]
+        batch = Batch.of(mine or [source.window(0, length)])
         weights = batch.weights if mine else torch.zeros_like(batch.weights)
         outputs = engine.token_outputs([batch])[0]
         total: Tensor = lm_loss(outputs, Batch(**{**vars(batch), "weights": weights}).to(runtime.device)).total
-        sums = comm.sum_floats([total.item(), float(weights.double().sum())], runtime.mesh.dp, runtime.device)
-        losses[name] = sums[0] / sums[1]
-    return losses
+        sums = [sums[0] + total.item(), sums[1] + float(weights.double().sum())]
+    total_loss, weight = comm.sum_floats(sums, runtime.mesh.dp, runtime.device)
+    return total_loss / weight
 
 
 def write_summary(runtime: Runtime, started: float, **facts: Any) -> None:

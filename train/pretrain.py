@@ -67,7 +67,7 @@ def main(runtime: Runtime) -> None:
     engine = NativeEngine(config, runtime.mesh, runtime.device)
     agreed = contract(config, data.summary["fingerprint"], "stages" if config.stages else "data", stages)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
-    progress = begin(runtime, engine, store)
+    progress = begin(runtime, engine, store, stages[-1].last_step)
 
     def after_stage(stage: Stage) -> None:
         if stage.eval:
@@ -86,7 +86,7 @@ def main(runtime: Runtime) -> None:
         after_stage,
     )
     loop.run(progress)
-    losses = validation_loss(runtime, engine, data, stages[-1].seq_len)
+    losses = validation_loss(runtime, engine, data, stages[-1])
     write_summary(runtime, started, validation_loss=losses, tokens=progress.tokens)
 
 

@@ -94,14 +94,18 @@ class Stopped(Exception):
 
 
 def worker_main(
-    entry: Callable[[Runtime], int | None], folder: str = "", check: Callable[[Config], object] = check_layout
+    entry: Callable[[Runtime], int | None],
+    folder: str = "",
+    check: Callable[[Config], object] = check_layout,
+    evaluates: bool = False,
 ) -> None:
     """Runs ``entry`` as this process's whole job and turns its end into an exit code: 0 done or stopped, 2 wrong
     input, 1 anything else. The cause is left in logs/error_rank_N.json for the launcher.
 
     entry: may return the exit code of a check that came to its end; a launcher, who sees the job finished, reads the
     verdict from the directory. folder: inside the run directory, for a job that is no training run. check: raises
-    UserError for a configuration that cannot run; asked before any process group exists.
+    UserError for a configuration that cannot run; asked before any process group exists. evaluates: a run that is in
+    the directory stays described as it was.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--resolved", type=Path)
@@ -150,6 +154,8 @@ def worker_main(
         alone = code == 2 and not dist.is_initialized() and rank > 0 and not _cut_short(stop)
         if arguments.launcher is None and (rank == 0 or code == 1 or alone):
             os.write(terminal, f"error: {line}\n".encode())
+    if evaluates and before is not None and before.of_a_run:
+        before.restore()
     if code == 0 and dist.is_initialized():
         dist.barrier()  # nobody leaves while a peer still reads from it
     if code == 0 and arguments.launcher is None:

@@ -34,13 +34,18 @@ def main(runtime: Runtime) -> None:
     engine = NativeEngine(config, runtime.mesh, runtime.device)
     agreed = contract(config, data.summary["fingerprint"], "sft", stages)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
-    progress = begin(runtime, engine, store)
+    progress = begin(runtime, engine, store, stages[-1].last_step)
     if progress.step == 0 and runtime.init_from is None:
         raise UserError("sft: no checkpoint to start from; name one with train.init_from=PATH")
+    if progress.step == 0 and engine.rope != stages[0].rope:
+        raise UserError(
+            f"sft: {runtime.init_from} was trained with {engine.rope}, the configuration says {stages[0].rope}; set "
+            "model.rope_theta and model.rope_scaling, or stages, as they were there"
+        )
     mixtures = make_mixtures(config, stages, data, make_sources(config, data, runtime.dir / TRACES), "sft")
     loop = TrainLoop(runtime, engine, stages, loader_maker(runtime, mixtures), lm_loss, store, "sft")
     loop.run(progress)
-    write_summary(runtime, started, validation_loss=validation_loss(runtime, engine, data, stages[-1].seq_len))
+    write_summary(runtime, started, validation_loss=validation_loss(runtime, engine, data, stages[-1]))
 
 
 if __name__ == "__main__":

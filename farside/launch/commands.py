@@ -25,6 +25,7 @@ WORKERS = {
     "eval math": "farside.rl.eval",
     "verify": "farside.train.verify",
 }
+EVALUATIONS = ("eval niah", "eval math")
 STAGES: dict[str, tuple[Callable[[Config], object], ...]] = {
     "train": (pretrain_stages,),
     "sft": (sft_stages,),
@@ -200,7 +201,7 @@ def _work(command: str, config: Config, launcher: Launcher) -> Outcome:
 
         run(config, launcher)
     else:
-        _one_phase(command, config, launcher)
+        return Outcome(0, status=_one_phase(command, config, launcher), stopped=launcher.stopping)
     return Outcome(0, status=str(read_status(launcher.directory)["status"]), stopped=launcher.stopping)
 
 
@@ -227,10 +228,16 @@ def _keep_traceback(directory: Path) -> str:
     return f" (see {path})"
 
 
-def _one_phase(command: str, config: Config, launcher: Launcher) -> None:
+def _one_phase(command: str, config: Config, launcher: Launcher) -> str:
+    """How it ended."""
     if command == "sft":
         from farside.rl.tasks.traces import write_traces
 
         write_traces(config, launcher.directory)
-    outcome = launcher.run_workers(WORKERS[command], config, launcher.directory)
+    try:
+        outcome = launcher.run_workers(WORKERS[command], config, launcher.directory)
+    finally:
+        if command in EVALUATIONS and launcher.before.of_a_run:  # which goes on from what it was, finished or not
+            launcher.before.restore()
     say(f"{outcome}: {launcher.directory}", indent=2)
+    return outcome

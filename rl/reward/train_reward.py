@@ -61,7 +61,7 @@ def main(runtime: Runtime) -> None:
     held = {"reward.pairs_per_batch": settings.pairs_per_batch, "reward.kind": settings.kind.value}
     agreed = contract(config, data.summary["fingerprint"], "reward", [], **held)
     store = CheckpointStore(runtime.dir, config.checkpoint, runtime.mesh.world, identity(config, data), agreed)
-    progress = begin(runtime, engine, store)
+    progress = begin(runtime, engine, store, settings.steps)
     longest = max(16, training.longest + 1)
     longest += -longest % config.parallel.pieces
     stage = Stage(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from farside.configs.errors import UserError
-from farside.configs.schema import CheckpointConfig, Config, OptimKind, StageConfig
+from farside.configs.schema import CheckpointConfig, Config, MixtureUnit, OptimKind, SourceConfig, StageConfig
 from farside.configs.stages import pretrain_stages
 from farside.train.checkpoint.contract import changes, check, contract
 from farside.train.checkpoint.store import CheckpointStore
@@ -53,6 +53,12 @@ HELD: dict[str, tuple[Change, str]] = {
     "length": (lambda config: setattr(config.data, "seq_len", 16), "data.seq_len: "),
     "global batch": (lambda config: setattr(config.data, "global_batch_size", 99), "data.global_batch_size: "),
     "mixture": (lambda config: config.data.mixture.update(zh=2.0), "'zh': 2.0} here"),
+    "needles": (lambda config: setattr(config.data.needle, "needles", 9), "data.needle.needles: "),
+    "unit of a mixture": (
+        lambda config: setattr(config.data, "mixture_unit", MixtureUnit.token),
+        "data.mixture_unit: ",
+    ),
+    "RoPE": (lambda config: setattr(config.model, "rope_theta", 1e6), "data.rope: {'theta': 10000.0"),
     "too few steps": (lambda config: setattr(config.train, "steps", 40), "train.steps: 100 there, 40 here"),
 }
 
@@ -72,8 +78,23 @@ def test_what_is_held_is_named_with_both_values(change: Change, told: str) -> No
     assert "\n" not in line
     forced = line.partition("checkpoint.force=[")[2].rstrip("]")
     check(saved, ours, 50, forced.split(","), "here")
-    if forced in ("data.seq_len", "data.global_batch_size", "data.mixture"):
+    if forced in ("data.seq_len", "data.global_batch_size", "data.mixture", "data.rope"):
         check(saved, ours, 0, [], "here")  # before the first step nothing hangs on it
+
+
+def test_what_an_older_farside_did_not_note_is_not_held() -> None:
+    saved, ours = agreed(config_of(False)), agreed(config_of(False, HELD["RoPE"][0]))
+    del saved["samples"], saved["stages"][0]["rope"]
+    check(saved, ours, 50, [], "here")
+    check(saved, agreed(config_of(False, HELD["needles"][0])), 50, [], "here")
+
+
+def test_epochs_of_a_source_are_held() -> None:
+    def with_epochs(most: float | None) -> dict[str, Any]:
+        return agreed(config_of(False, lambda c: c.data.sources.update(en=SourceConfig(max_epochs=most))))
+
+    with pytest.raises(UserError, match=r"data\.sources\.en\.max_epochs: None there, 2\.0 here"):
+        check(with_epochs(None), with_epochs(2.0), 50, [], "here")
 
 
 def test_another_optimizer_cannot_be_forced() -> None:

@@ -1,9 +1,9 @@
 """What a run may not change when it goes on from its own checkpoint, and what it did change.
 
 Free: learning rate, schedule and the length of stages to come, mesh, micro-batch, evaluation, logging. Held: the model
-and tokenizer (``identity``), the data, the seeds, the kind of optimizer, and of every stage that has begun what decides
-its order of samples. Each may be forced by its name in ``checkpoint.force``, except the model, the tokenizer and the
-kind of optimizer, whose state another cannot go on from.
+and tokenizer (``identity``), the data, the seeds, the kind of optimizer, what samples are made of, and of every stage
+that has begun its RoPE and what decides its order of samples. Each may be forced by its name in ``checkpoint.force``,
+except the model, the tokenizer and the kind of optimizer, whose state another cannot go on from.
 """
 
 import json
@@ -17,6 +17,9 @@ from farside.configs.schema import Config
 from farside.configs.stages import Stage
 
 ORDER_OF_SAMPLES = ("seq_len", "global_batch_size", "mixture", "packing", "lengths")
+OF_STAGES = (*ORDER_OF_SAMPLES, "rope")
+SAMPLES = ("data.needle.", "data.synthetic.", "data.mixture_unit", "data.mixture_temperature")
+"""Settings that decide what samples are; and every source's max_epochs."""
 FREE = ("optim.", "schedule.", "parallel.", "train.", "checkpoint.", "data.micro_batch_size", "stages.", "sft.", "rl.")
 """Settings that a checkpoint records, so that one can see what changed on the way."""
 NEVER_FORCED = ("optim.kind",)
@@ -27,19 +30,22 @@ PLACES = ("train.init_from", "rl.reward_model", "rl.critic.init_from")
 def contract(config: Config, fingerprint: str, section: str, stages: Sequence[Stage], **more: object) -> dict[str, Any]:
     """For a checkpoint's state. section: where the stages' keys stand in the configuration: stages, data, sft, reward,
     rl. more: further values that are held, by key."""
-    settings = {key: value for key, value in compose.flat(config).items() if key.startswith(FREE) and key not in PLACES}
+    flat = compose.flat(config)
+    settings = {key: value for key, value in flat.items() if key.startswith(FREE) and key not in PLACES}
     agreed = {
         "train.seed": config.train.seed,
         "data.seed": config.data.seed,
         "data.fingerprint": fingerprint,
         "optim.kind": config.optim.kind.value,
         **more,
+        "samples": {k: value for k, value in flat.items() if k.startswith(SAMPLES) or k.endswith(".max_epochs")},
         "stages": [
             {
                 "section": f"stages.{stage.name}" if section == "stages" else section,
                 "first_step": stage.first_step,
                 "steps": stage.steps,
                 **{key: _plain(getattr(stage, key)) for key in ORDER_OF_SAMPLES},
+                "rope": stage.rope.record(),
             }
             for stage in stages
         ],
@@ -53,12 +59,17 @@ def _plain(value: Any) -> Any:
 
 
 def held(agreed: Mapping[str, Any], other: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """What ``agreed`` holds at that step, by key. other: whose stages tell, too, which have begun."""
-    values = {key: value for key, value in agreed.items() if key not in ("stages", "settings")}
+    """What ``agreed`` holds at that step, by key. other: whose stages tell, too, which have begun. What an older
+    farside did not note of samples and of RoPE is not held."""
+    values = {key: value for key, value in agreed.items() if key not in ("stages", "settings", "samples")}
+    noted = [each.get("samples", {}) for each in (agreed, other)]
+    values |= {key: value for key, value in noted[0].items() if key in noted[1]}
     for number, stage in enumerate(agreed["stages"]):
         pair = (stage, other["stages"][number] if number < len(other["stages"]) else stage)
         if min(each["first_step"] for each in pair) < step:
-            values |= {f"{stage['section']}.{key}": stage[key] for key in ORDER_OF_SAMPLES}
+            values |= {
+                f"{stage['section']}.{key}": stage[key] for key in OF_STAGES if all(key in each for each in pair)
+            }
         if min(each["first_step"] + each["steps"] for each in pair) < step:  # what came after it would move
             values["train.steps" if stage["section"] == "data" else f"{stage['section']}.steps"] = stage["steps"]
     return values

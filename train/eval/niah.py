@@ -9,13 +9,14 @@ out, boundaries know Chinese, the exact value counts instead of a judge's opinio
 import itertools
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from farside.configs.errors import UserError
+from farside.configs.ranges import check_grid_size
 from farside.configs.schema import NiahConfig
 from farside.data.order import rng
 from farside.data.prepare import Prepared
@@ -82,11 +83,7 @@ def axis(low: float, high: float, count: int) -> list[float]:
 def check_grid(config: NiahConfig, data: Prepared) -> None:
     """Raises UserError naming the key if some prompt of the grid cannot be made: a needle longer than the context, a
     haystack shorter than it, a source that is not there."""
-    for key in ("lengths", "depths", "needles"):
-        if getattr(config, key) < 1:
-            raise UserError(f"eval.niah.{key} = {getattr(config, key)}; give at least 1")
-    if config.max_length < config.min_length:
-        raise UserError(f"eval.niah.max_length = {config.max_length} is below min_length = {config.min_length}")
+    check_grid_size(config)
     for source in config.sources:
         haystack, writer = data.tokens(source, "haystack"), NeedleWriter(data.language(source), data.tokenizer)
         lengths = [round(value) for value in axis(config.min_length, config.max_length, config.lengths)]
@@ -96,7 +93,10 @@ def check_grid(config: NiahConfig, data: Prepared) -> None:
 
 
 def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahConfig, source: str) -> dict[str, Any]:
-    """Scores of one source's grid, alike on every rank. Collective; the ranks share each column's prompts."""
+    """Scores of one source's grid, alike on every rank. Collective; the ranks share each column's prompts. It goes by
+    its language, or by its source where another one has that language."""
+    languages = [data.language(each) for each in config.sources]
+    label = data.language(source) if languages.count(data.language(source)) == 1 else source
     writer = NeedleWriter(data.language(source), data.tokenizer)
     haystack = data.tokens(source, "haystack")
     lengths, depths = (
@@ -122,10 +122,10 @@ def run_grid(runtime: Runtime, model: Transformer, data: Prepared, config: NiahC
         for row, exact, _ in found:
             correct[row, column] += exact
         if column in (0, len(lengths) // 2, len(lengths) - 1):
-            examples.append({"language": data.language(source), "length": length, **found[len(found) // 2][2]})
+            examples.append({"language": label, "length": length, **found[len(found) // 2][2]})
     scores = correct / config.needles
     return {
-        "language": data.language(source),
+        "language": label,
         "lengths": lengths,
         "depths": depths,
         "scores": scores.tolist(),
@@ -171,12 +171,24 @@ def evaluate_grid(
     checkpoint: Path | None,
     title: str = "",
 ) -> dict[str, Any] | None:
-    """The whole grid of the configuration into eval/<name>/niah.json and .png; done already, it is left alone."""
+    """The whole grid of the configuration into eval/<name>/niah.json and .png. The very same grid of the same
+    checkpoint, done already, is left alone; a training stage's of another one is drawn anew.
+
+    Raises:
+        UserError: of a grid that was asked for by hand (with a title), whose name another one has.
+    """
     folder = runtime.dir / "eval" / name
-    if comm.broadcast_object((folder / "niah.json").is_file(), runtime.mesh.world):
-        return None
-    started = time.monotonic()
     config = runtime.config.eval.niah
+    of = load(checkpoint).hash if checkpoint else None
+    asked = json.loads(json.dumps({"checkpoint": of, "grid": asdict(config), "rope": engine.rope.record()}))
+    there = comm.broadcast_object(_asked_of(folder / "niah.json"), runtime.mesh.world)
+    if there is not None:
+        different = sorted(key for key in asked if there.get(key, asked[key]) != asked[key])
+        if not different:
+            return None
+        if title:
+            raise UserError(f"eval.name = {name}: {folder} holds a grid of another {different[0]}; use another name")
+    started = time.monotonic()
     model = engine.replica()
     grids = {source: run_grid(runtime, model, data, config, source) for source in config.sources}
     first = grids[config.sources[0]]
@@ -189,6 +201,7 @@ def evaluate_grid(
         "title": title or f"after stage {name}, trained to {trained_length:,} tokens",
         "trained_length": trained_length,
         "checkpoint": described,
+        "asked": asked,
         "lengths": first["lengths"],
         "depths": first["depths"],
         "needles_per_cell": config.needles,
@@ -204,6 +217,11 @@ def evaluate_grid(
         say(f"needle grid {name}: {counts} green, {result['seconds']:.0f} s", indent=2)
     comm.barrier(runtime.mesh.world)
     return result
+
+
+def _asked_of(path: Path) -> dict[str, Any] | None:
+    """What the grid there was asked for; None if there is none. An older one does not tell."""
+    return json.loads(path.read_text()).get("asked", {}) if path.is_file() else None
 
 
 def write_grid(folder: Path, result: dict[str, Any]) -> None:
@@ -264,4 +282,4 @@ def main(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    worker_main(main, evaluates=True)
