@@ -128,8 +128,9 @@ def point_words(task: list[str], words: list[str]) -> list[str]:
 
 
 def point_name(words: list[str]) -> str:
-    """A folder's name such as optim.lr=0.001; long ones are cut and told apart by a hash."""
-    name = ",".join(words).replace("/", "_")
+    """A folder's name such as optim.lr=0.001, or "point" where nothing is swept; long ones are cut and told apart by a
+    hash."""
+    name = ",".join(words).replace("/", "_") or "point"
     return name if len(name) <= 120 else f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 

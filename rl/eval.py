@@ -144,7 +144,7 @@ def main(runtime: Runtime) -> None:
         rollout = NativeRollout.of(config.rl, model, data.tokenizer, checkpoint.step)
         answers = MathEval(runtime, rollout, task, verifier).answers()
     if runtime.main:
-        described = {"path": str(path), "hash": checkpoint.hash, "step": checkpoint.step}
+        described = {"path": str(checkpoint.path), "hash": checkpoint.hash, "step": checkpoint.step}
         result = {
             **{"name": config.eval.math.name, "task": config.sft.task.name, "checkpoint": described},
             "prompts": distinct(task, "held_out", config.eval.math.prompts),

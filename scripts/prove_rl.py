@@ -114,6 +114,7 @@ ARMS = [
         (*K15, "rl.partial_tokens=48", "rl.max_staleness=2"),
         seeds=(2,),
     ),
+    Arm("muon", "cd4_systematic", MIDDLE, (*GRPO, MUON, "rl.lr=1.5e-3"), seeds=(2,)),
     Arm("shuffled", "cd4_systematic", Budget(steps=60), K15, shuffled=True),
     Arm("entropy", "cd4_many", Budget(seconds=300), (*GRPO, "rl.lr=3e-4", "rl.entropy_weight=0.01"), seeds=(0,)),
 ]

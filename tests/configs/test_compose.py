@@ -143,3 +143,9 @@ def test_rope_scaling_is_set_for_the_model_a_stage_and_an_evaluation() -> None:
     assert Rope.of_model(again.model) == Rope(1e4, RopeKind.yarn, 4.0, 64)
     assert pretrain_stages(again)[0].rope == Rope(1e4, RopeKind.ntk, 3.0)
     assert again.eval.rope_scaling == RopeScalingConfig(RopeKind.pi, 8.0)
+
+
+def test_a_sweep_of_one_point_has_a_folder_of_its_own() -> None:
+    assert compose.point_name([]) == "point"
+    plan = compose.plan_sweep(["-m", "experiment=tiny", "optim.lr=1e-3"])
+    assert plan.points == ["point"]

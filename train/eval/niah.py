@@ -276,8 +276,8 @@ def main(runtime: Runtime) -> None:
         config.eval.name,
         100,
         checkpoint.state["trained_length"],
-        path,
-        f"after {path.parent.parent.name}, step {checkpoint.step}",
+        checkpoint.path,
+        f"after {checkpoint.path.parent.parent.name}, step {checkpoint.step}",
     )
 
 
