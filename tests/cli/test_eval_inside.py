@@ -1,6 +1,8 @@
 """An evaluation in the directory of a run leaves the run described as it was."""
 
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,17 @@ def end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+@cache
+def tiny() -> Config:
+    return compose.compose(["experiment=tiny"])
+
+
+def evaluation(directory: Path) -> Config:
+    config = deepcopy(tiny())
+    config.run.dir = str(directory)
+    return config
+
+
 def described(directory: Path) -> dict[str, str]:
     return {name: (directory / name).read_text() for name in DESCRIPTIONS if (directory / name).is_file()}
 
@@ -44,13 +57,13 @@ def test_what_trains_there_is_still_to_go_on(tmp_path: Path, end: str, command: 
     (tmp_path / "config.yaml").write_text("train: {steps: 100000}")
     (tmp_path / "command.txt").write_text("farside train")
     before = described(tmp_path)
-    outcome = commands.start(command, compose.compose(["experiment=tiny", f"run.dir={tmp_path}"]), [])
+    outcome = commands.start(command, evaluation(tmp_path), [])
     assert described(tmp_path) == before
     assert outcome.status == ("finished" if end == "finished" else "failed")
 
 
 def test_an_evaluation_by_itself_is_described(tmp_path: Path, end: str) -> None:
-    commands.start("eval niah", compose.compose(["experiment=tiny", f"run.dir={tmp_path}"]), ["eval.name=x"])
+    commands.start("eval niah", evaluation(tmp_path), ["eval.name=x"])
     if end == "finished":
         assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
         assert (tmp_path / "command.txt").read_text() == "farside eval niah eval.name=x\n"
