@@ -64,7 +64,7 @@ def any_case(draw: st.DrawFn) -> Case:
     return Case(kind, layout, tuple(rows), heads, kv_heads, draw(st.sampled_from([1, 3, 8])))
 
 
-@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(cases=st.lists(any_case(), min_size=30, max_size=30))
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_documents_lengths_and_heads(ranks: RankPool, world_size: int, cases: list[Case]) -> None:
