@@ -96,3 +96,13 @@ def test_types_that_do_not_fit_end_in_one_line(monkeypatch: pytest.MonkeyPatch, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: types do not fit: stage 1 of 1")
     assert "axis tp" in line
+
+
+def test_a_warm_start_keeps_the_policys_rope(finished: Path, words: list[str], tmp_path: Path) -> None:
+    """A configuration that forgets how the policy was trained is refused, and nothing is trained."""
+    command = ["sft", *words, "model.rope_theta=1e6", f"train.init_from={finished}", "run.dir=sft", "sft.traces=4"]
+    said = farside(command, tmp_path)
+    assert said.returncode == 2
+    assert "was trained with Rope(theta=10000.0" in said.stderr
+    assert "the configuration says Rope(theta=1000000.0" in said.stderr
+    assert not (tmp_path / "sft" / "metrics.jsonl").exists()

@@ -4,19 +4,23 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from farside.configs.errors import UserError
-from farside.configs.schema import Config, MathConfig, ParallelConfig
+from farside.configs.schema import Config, MathConfig, ParallelConfig, TaskConfig
 from farside.parallel.mesh import ParallelDims
 from farside.rl.eval import MathEval, check, thinking_tokens, write_result
 from farside.rl.eval_summary import Answer, summarise
+from farside.rl.policy import answer_held_out
+from farside.rl.reward.sampling import Sampler
 from farside.rl.reward.verifier import VerifierPool
 from farside.rl.rollout.native import NativeRollout
 from farside.rl.study import CHARACTERS, character_tokenizer
+from farside.rl.tasks.files import distinct
 from farside.rl.tasks.registry import make_task
 from farside.rl.types import Completion, Prompt
 from farside.train.engine.native import NativeEngine
@@ -177,3 +181,34 @@ def test_wrong_settings_are_named(change: Callable[[MathConfig], None], told: st
     change(config.eval.math)
     with pytest.raises(UserError, match=told):
         check(config)
+
+
+def test_a_small_file_is_asked_each_problem_once(tmp_path: Path) -> None:
+    """By ``farside eval math``, at an RL run's evaluations, and where a reward model's answers are sampled."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q{n}", "answer": "1"}) + "\n" for n in range(40)))
+    maths = evaluation(Rank(0, 1), tmp_path, ParallelConfig())
+    task = make_task(TaskConfig(name=f"jsonl:{path}"))
+    there = distinct(task, "held_out", 1000)
+    asked: list[str] = []
+
+    class Silent:
+        tokenizer = TOKENIZER
+
+        def generate(self, prompts: list[Prompt], *given: object, **named: object) -> list[Completion]:
+            asked.extend(prompt.question for prompt in prompts)
+            return [replace(completion("1<|end|>"), prompt=prompt) for prompt in prompts]
+
+    rollout: Any = Silent()
+    assert 0 < there < 40
+    settings = replace(maths.runtime.config.eval, math=replace(MATH, prompts=200))
+    runtime = replace(maths.runtime, config=replace(maths.runtime.config, eval=settings))
+    assert MathEval(runtime, maths.rollout, task, maths.verifier).prompts == there
+    answer_held_out(runtime, rollout, task, maths.verifier, 200, 8, 0)
+    assert len(asked) == len(set(asked)) == there
+    asked.clear()
+    sampler: Any = SimpleNamespace(
+        runtime=runtime, config=runtime.config, task=task, rollout=rollout, verifier=maths.verifier
+    )
+    assert len(list(Sampler.answers(sampler, "held_out", 200, 2))) == 1
+    assert len(asked) == len(set(asked)) == there

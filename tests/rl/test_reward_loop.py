@@ -17,6 +17,7 @@ from farside.rl.replay import Replay
 from farside.rl.reward.combine import CombinedReward
 from farside.rl.reward.model import Opinion
 from farside.rl.reward.normalise import ScoreNormaliser
+from farside.rl.reward.train_reward import check as check_training
 from farside.rl.train import check
 from farside.rl.types import Completion, Mark, Prompt, Score, Verdict
 from farside.train.engine.native import NativeEngine
@@ -172,3 +173,15 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, object], told: 
         setattr(config.rl, key, value)
     with pytest.raises(UserError, match=told):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("prompts", 0), ("held_out_prompts", 0), ("samples", 0), ("steps", 0), ("temperature", 0.0), ("margin", -1.0)],
+)
+def test_settings_of_a_reward_model_that_cannot_work(key: str, value: float) -> None:
+    config = Config()
+    check_training(config)
+    setattr(config.reward, key, value)
+    with pytest.raises(UserError, match=rf"^reward\.{key} = {value}; give"):
+        check_training(config)

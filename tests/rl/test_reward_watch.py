@@ -95,6 +95,8 @@ def test_news_is_told_once() -> None:
         assert record.get("overoptimisation", "") == (loop.watch.alarm if loop.watch else "")
     assert sum(told) == 2, "the warning, then the stop"
     assert stopped.index(True) == [index for index, new in enumerate(told) if new][1]
+    seldom = Overoptimisation(Watch(config), Drift(None, ONE_RANK, torch.device("cpu"), 4), Indexed(), every=0)
+    assert "repetition" not in seldom.observe(1, {"reward_model": 0.5, "accuracy": 0.5}, [item(3)])
     nothing = Overoptimisation(None, None, None, 1)
     assert nothing.observe(1, {}, []) == nothing.examine(1, []) == {}
     assert (nothing.news, nothing.gives_up, nothing.record()) == ("", False, None)
