@@ -25,9 +25,12 @@ def test_the_arm_of_the_reward_model_alone_fits_what_the_other_was_given() -> No
     assert (alone.sampling_rounds, alone.overoptimisation.stop, alone.replay.samples) == (1, None, 0)
 
 
-def test_what_a_late_phase_would_refuse_is_refused_at_once() -> None:
+def test_what_a_late_phase_would_refuse_is_refused_at_once(tmp_path: Path) -> None:
+    """Before data are prepared, and before the directory tells of a job."""
+    launcher: Any = SimpleNamespace(directory=tmp_path, stopping=False)
     with pytest.raises(UserError, match=r"rl\.eval_prompts = 0; give at least 1"):
-        check_ahead(compose.compose([*WORDS, "rl.eval_prompts=0"]))
+        farside.run.run(compose.compose([*WORDS, "rl.eval_prompts=0"]), launcher)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_grid_that_cannot_be_drawn_is_refused_before_training(
