@@ -22,15 +22,16 @@ SUMMED_AXES = ("dp", "cp")
 def apply_fsdp(
     model: nn.Module,
     blocks: Iterable[nn.Module],
+    exact: Iterable[nn.Module],
     mesh: Mesh,
     dtype: torch.dtype | None = None,
     reshard: bool = True,
 ) -> None:
     """Shards each block and then the rest of the model over dp_shard x cp, in place; dp_replicate copies of that.
 
-    dtype: type that weights are gathered and used in; shards keep their own, and gradients are added up, over
-    micro-batches and over ranks, in at least float32. reshard: free the gathered weights of a block between its forward
-    and its backward pass.
+    dtype: type that weights are gathered and used in; those of the modules ``exact``, and all shards, keep their own.
+    Gradients are added up, over micro-batches and over ranks, in at least float32. reshard: free the gathered weights
+    of a block between its forward and its backward pass.
     """
     if mesh.tokens is None or mesh.device_mesh is None:
         return
@@ -38,6 +39,8 @@ def apply_fsdp(
     policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=device_mesh, mp_policy=policy, reshard_after_forward=reshard)
+    for module in exact:
+        fully_shard(module, mesh=device_mesh, reshard_after_forward=False)
     fully_shard(model, mesh=device_mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -50,6 +53,13 @@ def set_gradient_sync(model: nn.Module, sync: bool) -> None:
     """With ``sync`` false, backward accumulates unsharded gradients without communication."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(sync)
+
+
+def reshard(model: nn.Module) -> None:
+    """Frees gathered weights, which are stale once the shards have been written to."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

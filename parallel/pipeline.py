@@ -68,8 +68,15 @@ def split_layers(layers: int, stages: int, head: float) -> list[range]:
     return [range(start, start + size) for start, size in zip(starts, sizes)]
 
 
+def ranks_of_stages(schedule: str, pp: int) -> list[int]:
+    """The rank of every stage."""
+    stages = range(stages_per_rank(schedule) * pp)
+    return [next(rank for rank in range(pp) if stage in stage_numbers(schedule, pp, rank)) for stage in stages]
+
+
 class Pipeline:
-    """This rank's stages of one pipeline over micro-batches of one shape.
+    """This rank's stages of one pipeline over micro-batches of one shape, forward and backward. It keeps buffers for
+    what arrives.
 
     parts: modules of this rank's stages, called as part(x, number) with the activation [B, T, E] (for the first stage
     a placeholder) and a tensor that holds the micro-batch's number. activation: shape and dtype between the stages.
@@ -104,11 +111,7 @@ class Pipeline:
             )
             for part, stage in zip(parts, stage_numbers(schedule, pp, comm.rank(group)), strict=True)
         ]
-        self.group, self.activation = group, activation
-        self.parts = {stage.stage_index: part for stage, part in zip(stages, parts)}
-        self.rank_of = [
-            rank for stage in range(total) for rank in range(pp) if stage in stage_numbers(schedule, pp, rank)
-        ]
+        self.first, self.last = (any(stage.stage_index == end for stage in stages) for end in (0, total - 1))
         self.numbers = torch.arange(count, device=device)
         kind = SCHEDULES[schedule]
 
@@ -125,32 +128,37 @@ class Pipeline:
     def forward_backward(self, loss: Loss) -> None:
         """All micro-batches forward and backward; gradients are left in the parameters. Collective."""
         self.loss = loss
-        first = (self.numbers,) if 0 in self.parts else ()
-        target = self.numbers if len(self.rank_of) - 1 in self.parts else None
+        first, target = (self.numbers,) if self.first else (), self.numbers if self.last else None
         self.schedule.step(*first, number=self.numbers, target=target, return_outputs=False)
 
-    @torch.no_grad()
-    def forward(self) -> list[tuple[Tensor, ...]]:
-        """All micro-batches forward: the outputs of each on the rank of the last stage, nothing elsewhere. Collective.
 
-        Written out, because the library's forward-only run of a V schedule fails (torch 2.13).
-        """
-        results, under_way = [], []
-        for number in self.numbers.split(1):
-            held: dict[int, Tensor] = {}
-            for stage, part in self.parts.items():
-                x: Tensor = number
-                if stage - 1 in held:
-                    x = held.pop(stage - 1)
-                elif stage > 0:
-                    x = comm.receive(torch.empty_like(self.activation), self.rank_of[stage - 1], self.group)
-                output = part(x, number)
-                if stage == len(self.rank_of) - 1:
-                    results.append(output if isinstance(output, tuple) else (output,))
-                elif self.rank_of[stage + 1] == comm.rank(self.group):
-                    held[stage] = output
-                else:
-                    under_way.append(comm.send(output, self.rank_of[stage + 1], self.group))
-        for sending in under_way:
-            sending.wait()
-        return results
+@torch.no_grad()
+def run_forward(
+    parts: Sequence[nn.Module], schedule: str, group: comm.Group, count: int, activation: Tensor
+) -> list[tuple[Tensor, ...]]:
+    """``count`` micro-batches through the stages: the outputs of each on the rank of the last stage, nothing elsewhere.
+    Collective. Arguments are those of Pipeline, but any count will do.
+
+    Written out, because the library's forward-only run of a V schedule fails (torch 2.13).
+    """
+    pp, rank = comm.size(group), comm.rank(group)
+    rank_of = ranks_of_stages(schedule, pp)
+    results, under_way = [], []
+    for number in torch.arange(count, device=activation.device).split(1):
+        held: dict[int, Tensor] = {}
+        for stage, part in zip(stage_numbers(schedule, pp, rank), parts, strict=True):
+            x: Tensor = number
+            if stage - 1 in held:
+                x = held.pop(stage - 1)
+            elif stage > 0:
+                x = comm.receive(torch.empty_like(activation), rank_of[stage - 1], group)
+            output = part(x, number)
+            if stage == len(rank_of) - 1:
+                results.append(output if isinstance(output, tuple) else (output,))
+            elif rank_of[stage + 1] == rank:
+                held[stage] = output
+            else:
+                under_way.append(comm.send(output, rank_of[stage + 1], group))
+    for sending in under_way:
+        sending.wait()
+    return results

@@ -21,12 +21,21 @@ from farside.rl.tasks.addition import AdditionTask, columns
 from farside.rl.types import Mark, Prompt
 
 RESULTS = Path("runs/length")
-PROBLEMS, STEPS = 600, 150
+PROBLEMS = 600
 WORDS = (
     *("experiment=proof", "sft.task.digits=3", "sft.task.min_digits=1", "rl.max_new_tokens=96", "rl.eval_prompts=100"),
     *("optim.kind=adamw", "rl.algorithm=grpo", "rl.lr=3e-4"),
 )
-ARMS = {"without": (), "with": ("rl.length.weight=0.3", "rl.length.warmup_steps=30")}
+WITH = ("rl.length.weight=0.3", "rl.length.warmup_steps=30")
+ARMS = {
+    "without": (150, ()),
+    "with": (150, WITH),
+    "heavier": (150, (*WITH, "rl.length.weight=0.6")),
+    "at once": (150, (*WITH, "rl.length.warmup_steps=0")),
+    "longer without": (300, ()),
+    "longer": (300, WITH),
+}
+"""Iterations and settings."""
 
 
 class Redundant(AdditionTask):
@@ -82,15 +91,16 @@ def main(seeds: list[int]) -> None:
         weights = warm(seed) if arms else None
         for arm in arms:
             assert weights is not None
-            made = study(ARMS[arm], seed)
+            steps, words = ARMS[arm]
+            made = study(words, seed)
             made.load(weights)
             told: dict[str, Any] = {"arm": arm, "seed": seed, "before": measure(made, 0)}
-            for record in made.reinforce(Budget(steps=STEPS), every=0.2):
+            for record in made.reinforce(Budget(steps=steps), every=0.2):
                 if "held_out_accuracy" in record:
                     shown = {key: record.get(key) for key in ("step", "held_out_accuracy", "accuracy", "length")}
                     print(arm, seed, shown, f"{record['seconds']:.0f} s", flush=True)
                 told["seconds"] = record["seconds"]
-            told["after"] = measure(made, STEPS)
+            told["after"] = measure(made, steps)
             print(told, flush=True)
             with path.open("a") as stream:
                 stream.write(json.dumps(told) + "\n")

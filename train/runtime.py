@@ -174,11 +174,8 @@ def _start(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = compose.load(resolved) if resolved else compose.compose(overrides)
     check(config)
-    dims = ParallelDims.resolve(config.parallel, world_size)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    ParallelDims.resolve(config.parallel, world_size)
+    device = _own_device(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     if world_size > 1:
         # the watch is there before it and names the culprit; this is for a job whose watch was killed
         timeout = datetime.timedelta(seconds=config.train.slow_timeout_seconds + 60)
@@ -189,7 +186,22 @@ def _start(
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return config, dims.build(device.type), device
+    return config, ParallelDims.resolve(config.parallel, world_size).build(device.type), device
+
+
+def _own_device(local_rank: int, local_ranks: int) -> torch.device:
+    """A GPU for each rank of this machine; the CPU where there is none. Raises UserError for too few."""
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        return torch.device("cpu")
+    if gpus < local_ranks:
+        raise UserError(
+            f"parallel: {local_ranks} ranks on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: lower degrees to "
+            f"{gpus} rank{'s' * (gpus > 1)}, or set CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _cut_short(stop: StopRequest, seconds: float = 10.0) -> bool:

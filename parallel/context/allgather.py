@@ -86,7 +86,7 @@ class AllGather(Sharded):
         places_NBL = self.layout(docs).places_NBL
         steps = docs.planned((self, "steps"), lambda: tiles.plan(docs, places_NBL[self.rank], [docs.places_BS]))
         on_device = docs.planned((self, q_BLHD.device), lambda: torch.from_numpy(places_NBL).to(q_BLHD.device))
-        kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
+        kernel = kernels.choose(q_BLHD)
         return GatherAttention.apply(q_BLHD, k_BLKD, v_BLKD, steps, on_device, self.group, kernel)
 
     def bytes_sent(

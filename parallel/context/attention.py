@@ -68,7 +68,7 @@ class SingleRank:
     def attend(self, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, docs: Documents) -> Tensor:
         plan = docs.planned("single rank", lambda: self._plan(docs))
         if isinstance(plan, tiles.Steps):
-            kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
+            kernel = kernels.choose(q_BLHD)
             return RingAttention.apply(q_BLHD, k_BLKD, v_BLKD, plan, None, kernel)
         mask = None if plan is None else plan.to(q_BLHD.device)
         q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLKD, v_BLKD))  # [B, L, H, D] -> [B, H, L, D]

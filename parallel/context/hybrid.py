@@ -43,7 +43,7 @@ class Hybrid(Sharded):
         ranks = comm.size(self.ulysses)
         ulysses.check_heads(q_BLHD.shape[2], k_BLKD.shape[2], ranks)
         plan = docs.planned((self, q_BLHD.device), lambda: self._plan(docs, q_BLHD.device))
-        kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
+        kernel = kernels.choose(q_BLHD)
         k_BLKD, v_BLKD = (ulysses.repeat_kv(x, ranks) for x in (k_BLKD, v_BLKD))
         q, k, v = (ulysses.scatter_heads(x, plan.order_BM, self.ulysses) for x in (q_BLHD, k_BLKD, v_BLKD))
         out_BMhD = RingAttention.apply(q, k, v, plan.steps, self.ring, kernel)

@@ -96,10 +96,12 @@ CUDA_FLASH = Kernel(_cuda_flash_forward, _cuda_flash_backward)
 """Written from the operators' signatures; not run yet, for want of a GPU."""
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
-    if device.type == "cpu":
+def choose(q: Tensor) -> Kernel:
+    """The fastest kernel that takes such queries [..., D]."""
+    if q.device.type == "cpu":
         return CPU_FLASH
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    head_dim = q.shape[-1]  # torch's operator, called without SDPA around it, neither pads nor takes more
+    if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 256:
         return CUDA_FLASH
     return NAIVE  # fp32 and fp64 on an accelerator: for verification
 

@@ -85,7 +85,7 @@ class Ring(Sharded):
 
     def attend(self, q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, docs: Documents) -> Tensor:
         steps = docs.planned((self, "steps"), lambda: ring_steps(docs, self.layout(docs).places_NBL, self.rank))
-        kernel = kernels.choose(q_BLHD.device, q_BLHD.dtype)
+        kernel = kernels.choose(q_BLHD)
         return RingAttention.apply(q_BLHD, k_BLKD, v_BLKD, steps, self.group, kernel)
 
     def bytes_sent(

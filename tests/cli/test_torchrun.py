@@ -9,11 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.stages import pretrain_stages
+from farside.parallel.mesh import ParallelDims
+from farside.train import runtime
 from farside.train.metrics import hold_directory
-from farside.train.runtime import _start
 from tests.cli.test_errors import refused
 from tests.faults.driver import environment, farside, last_step, status
 
@@ -116,9 +119,29 @@ def test_impossible_layouts_are_named_before_a_group_exists(monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     for word, said in {"parallel.tp=3": "parallel.tp = 3 does not divide", "parallel.pp=2": "but 2 ranks were"}.items():
         with pytest.raises(UserError, match=said):
-            _start(None, ["experiment=tiny", word], pretrain_stages)
+            runtime._start(None, ["experiment=tiny", word], pretrain_stages)
     with pytest.raises(AssertionError, match="was started"):
-        _start(None, ["experiment=tiny"], pretrain_stages)
+        runtime._start(None, ["experiment=tiny"], pretrain_stages)
+
+
+def test_the_mesh_is_that_of_rank_0s_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *arguments, **keys: None)
+    monkeypatch.setattr(ParallelDims, "build", lambda dims, device: dims)
+    first = compose.to_yaml(compose.compose(["experiment=tiny", "parallel.tp=2", "parallel.dp_shard=1"]))
+    monkeypatch.setattr(runtime, "_on_rank_0", lambda function: first)
+    config, dims, _ = runtime._start(None, ["experiment=tiny", "parallel.dp_shard=2"], pretrain_stages)
+    assert (config.parallel.tp, dims.tp, dims.dp_shard) == (2, 2, 1)  # type: ignore[attr-defined]
+
+
+def test_a_gpu_for_every_rank_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert runtime._own_device(1, 2) == torch.device("cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert runtime._own_device(1, 2) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="3 ranks on this machine, which has 2 GPUs: lower degrees"):
+        runtime._own_device(1, 3)
 
 
 @pytest.mark.slow

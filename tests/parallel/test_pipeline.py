@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from farside.parallel.pipeline import Pipeline, split_layers, stage_numbers, stages_per_rank
+from farside.parallel.pipeline import Pipeline, run_forward, split_layers, stage_numbers, stages_per_rank
 from tests.ranks import Rank, RankPool
 
 B, T, E, LAYERS = 2, 3, 5, 8
@@ -61,7 +61,8 @@ def together(place: Rank, schedule: str, count: int) -> tuple[list[float], list[
     activation = torch.empty(B, T, E, dtype=torch.float64)
     output = torch.empty(B, T, dtype=torch.float64)
     pipeline = Pipeline(parts, schedule, torch.distributed.group.WORLD, count, activation, (output,))
-    before = [loss_of(outputs[0], number).item() for number, outputs in enumerate(pipeline.forward())]
+    passed = run_forward(parts, schedule, torch.distributed.group.WORLD, count, activation)
+    before = [loss_of(outputs[0], number).item() for number, outputs in enumerate(passed)]
     pipeline.forward_backward(loss)
     gradients = {name: p.grad for part in parts for name, p in part.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())

@@ -58,6 +58,12 @@ def test_the_newest_every_nth_and_the_best_stay(tmp_path: Path, settings: Checkp
     assert all(read(path).step for path in complete(tmp_path))
 
 
+def test_a_best_that_no_step_has_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_of(tmp_path, CheckpointConfig(keep=1, keep_best="los"), {10: 5.0, 20: 1.0})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "checkpoint.keep_best=los: no such number in metrics.jsonl at step 10 (it has loss, step)" in line
+
+
 @settings(max_examples=12)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=8),

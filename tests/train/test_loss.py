@@ -68,6 +68,25 @@ def test_chunked_scores_equal_unchunked_with_gradient(tokens: int, chunk: int, e
         assert (found[0][1] + (distribution * distribution.log()).sum(-1)).abs().max() <= 1e-12
 
 
+def test_chunks_of_a_bf16_output_matrix_add_up_in_fp32() -> None:
+    """Under FSDP the matrix arrives in bf16: sums of many chunks in 8 bits would drift."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 512, 16, generator=generator), 0.3 * torch.randn(40, 16, generator=generator)
+    x, weight, labels = x.bfloat16(), weight.bfloat16(), torch.randint(40, (1, 512), generator=generator)
+
+    def error(chunk: int, exact: Tensor | None = None) -> Tensor:
+        kind = torch.float64 if exact is None else torch.bfloat16
+        leaf = weight.to(kind).requires_grad_()
+        scores = score_tokens(x.to(kind), leaf, labels, chunk, entropy=False).logprobs
+        assert scores is not None
+        scores.sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad if exact is None else (leaf.grad.double() - exact).norm() / exact.norm()
+
+    exact = error(512)
+    assert error(4, exact) <= 1.2 * error(512, exact)
+
+
 def test_loss_is_weighted_cross_entropy_over_the_global_weight() -> None:
     """Against a sum written out document by document, without packing, masks or our loss."""
     batch = random_batch(0, 5, 9)

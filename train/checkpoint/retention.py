@@ -38,16 +38,16 @@ def newest(run_dir: Path) -> Path | None:
     return next(reversed(complete(run_dir)), None)
 
 
-def metric_of_step(run_dir: Path, name: str, step: int) -> float | None:
-    """The field of that step in metrics.jsonl, whose last line it is; None if it has none or it is not finite."""
+def fields_of_step(run_dir: Path, step: int) -> dict[str, float]:
+    """The finite numbers of that step in metrics.jsonl, whose last line it is; none if it is not there."""
     if not (run_dir / METRICS).is_file():
-        return None
+        return {}
     with (run_dir / METRICS).open("rb") as stream:
         stream.seek(-min(stream.seek(0, os.SEEK_END), LONGEST_LINE), os.SEEK_END)
         lines = stream.read().splitlines()
     record = json.loads(lines[-1]) if lines else {}
-    value = record.get(name) if record.get("step") == step else None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    numbers = record.items() if record.get("step") == step else ()
+    return {name: float(value) for name, value in numbers if isinstance(value, int | float) and math.isfinite(value)}
 
 
 def best(paths: list[Path], settings: CheckpointConfig) -> set[Path]:

@@ -15,9 +15,9 @@ from farside.train.checkpoint.files import CorruptCheckpoint
 from farside.train.checkpoint.format import MANIFEST, STATE, Checkpoint
 from farside.train.checkpoint.retention import (
     complete,
+    fields_of_step,
     folder_name,
     lack_of_room,
-    metric_of_step,
     newest,
     prune,
     require_room,
@@ -57,6 +57,8 @@ class CheckpointStore:
         self.parent: str | None = None
         self.last: tuple[int, dict[str, Any]] | None = None
         """Step and progress of the newest checkpoint, once this process wrote or loaded it."""
+        self.warned = False
+        """That keep_best names what metrics.jsonl lacks."""
         self.bytes = 0
         """Of the tensors of all ranks, once a state has been seen."""
         self.snapshot = Snapshot()
@@ -118,8 +120,20 @@ class CheckpointStore:
             described["contract"] = dict(self.contract)
         if self.settings.keep_best is not None and comm.rank(self.group) == 0:
             name = self.settings.keep_best
-            described["metrics"] = {name: metric_of_step(self.run_dir, name, step)}
+            described["metrics"] = {name: self._metric(name, step)}
         return described
+
+    def _metric(self, name: str, step: int) -> float | None:
+        fields = fields_of_step(self.run_dir, step)
+        if name not in fields and not self.warned:
+            self.warned = True
+            known = f"it has {', '.join(sorted(fields))}" if fields else "it has none"
+            say(
+                f"warning: checkpoint.keep_best={name}: no such number in metrics.jsonl at step {step} ({known}); "
+                "a checkpoint without it cannot be the best",
+                indent=2,
+            )
+        return fields.get(name)
 
     def _begin(self, path: Path) -> None:
         if comm.rank(self.group) == 0:

@@ -74,7 +74,8 @@ class Stateful(Protocol):
 
 class Engine(Stateful, Protocol):
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
-        """Accumulates gradients; ``total_weight`` is Σ weight over all ranks. Ranks bring equally many batches."""
+        """Makes the gradients of one ``step``, all micro-batches in one call. ``total_weight`` is Σ weight over all
+        ranks, which bring equally many batches."""
         ...
 
     def step(self, lr: float, judge: Judge = never) -> StepStats:

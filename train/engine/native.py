@@ -24,7 +24,7 @@ from farside.train.model.heads import TokenOutputs
 from farside.train.model.init import initialise
 from farside.train.model.transformer import Transformer
 from farside.train.optim.build import Optimizer, clip_gradients
-from farside.train.precision import COMPUTED
+from farside.train.precision import COMPUTED, STORED
 
 
 class NativeEngine:
@@ -42,6 +42,7 @@ class NativeEngine:
         self.reset_optimizer()
 
     def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn, total_weight: float) -> Outputs:
+        assert not self.weights.gradients(), "one call a step: it leaves whole gradients, to which nothing can be added"
         docs, items = self._items(microbatches)
         sums: dict[str, Tensor] = {}
 
@@ -90,7 +91,8 @@ class NativeEngine:
         """Over all samples; with a pipeline, only its last stage has seen a loss, and tells the others. Of the ranks
         that share samples one counts, so that all get the same bits and can decide by them."""
         names, values = list(sums), torch.stack(list(sums.values())) if sums else None
-        names, values = self.weights.from_last_stage((names, values))
+        if self.mesh.pp is not None:  # from the host: an object names its device, which another machine may lack
+            names, values = self.weights.from_last_stage((names, None if values is None else values.cpu()))
         assert values is not None
         values = values.to(self.device) if self.mesh.leads else torch.zeros_like(values, device=self.device)
         reduced = dict(zip(names, (comm.sum_(values, self.mesh.world) / total_weight).unbind()))
@@ -151,6 +153,7 @@ class NativeEngine:
         for name, parameter in self.weights.everywhere():
             if name not in absent:
                 self.table.load_(name, parameter, partial(stored.read, name))
+        self.stages.reshard()
 
     def load_state_dict(self, model: Stored, optimizer: Stored, updates: int) -> None:
         self.load_weights(model)
@@ -160,7 +163,10 @@ class NativeEngine:
         """An unsharded copy for decoding, on every rank, its weights rounded as training uses them. Collective."""
         with torch.device("meta"):
             model: Any = Transformer(self.config.model, self.head, self.config.train.loss_chunk)
-        model = model.to(COMPUTED[self.config.train.dtype]).to_empty(device=self.device).requires_grad_(False)
+        model = model.to(COMPUTED[self.config.train.dtype])
+        for module in model.exact:
+            module.to(STORED[self.config.train.dtype])
+        model = model.to_empty(device=self.device).requires_grad_(False)
         model.rope = self.rope
         sync_weights(model, self.named_weights())
         return model

@@ -34,7 +34,8 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, head: str, ent
         wrap_blocks(blocks, config.train, device)
         root = module.part if mesh.pp is None else module
         # a pipeline runs many micro-batches through a stage: its weights stay gathered from the first to the last
-        fsdp.apply_fsdp(root, blocks, mesh, None if computed is stored else computed, reshard=mesh.pp is None)
+        dtype = None if computed is stored else computed
+        fsdp.apply_fsdp(root, blocks, module.part.exact, mesh, dtype, reshard=mesh.pp is None)
         module.to_empty(device=device)
     weights = Weights(parts, ShardTable(shapes, mesh), config.parallel.pipeline.schedule.value)
     if mesh.pp is None:

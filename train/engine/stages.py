@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from farside.parallel import comm, fsdp
-from farside.parallel.pipeline import Pipeline, last_rank, stages_per_rank
+from farside.parallel.pipeline import Pipeline, last_rank, run_forward, stages_per_rank
 from farside.train.model.heads import TokenOutputs
 from farside.train.model.transformer import Attend, Transformer
 
@@ -40,6 +40,10 @@ class Stages(Protocol):
         """Outputs of every item, on every rank."""
         ...
 
+    def reshard(self) -> None:
+        """After parameters have been written to: frees what was gathered of them."""
+        ...
+
 
 class Whole:
     """The model in one piece."""
@@ -57,6 +61,9 @@ class Whole:
 
     def forward(self, items: Sequence[Item]) -> list[TokenOutputs]:
         return [self.outputs(item) for item in items]
+
+    def reshard(self) -> None:
+        fsdp.reshard(self.model)
 
 
 class StageModule(nn.Module):
@@ -83,47 +90,53 @@ class Staged:
         self.modules, self.schedule, self.group, self.tp = list(modules), schedule, group, tp
         self.total = stages_per_rank(schedule) * comm.size(group)
         self.last_rank = last_rank(schedule, comm.size(group))
-        self.pipelines: dict[tuple[int, torch.Size], Pipeline] = {}
+        self.pipeline: tuple[tuple[int, torch.Size], Pipeline] | None = None
 
     def forward_backward(self, items: Sequence[Item], loss: ItemLoss) -> None:
-        pipeline, _ = self._prepare(items)
+        pp = comm.size(self.group)
+        count = max(self.total, -(-len(items) // pp) * pp)
+        nothing = replace(items[0], counted=torch.empty(0, dtype=torch.long, device=items[0].tokens.device))
+        activation = self._hold([*items, *[nothing] * (count - len(items))])
 
         def of_item(outputs: tuple[Tensor, ...], number: int) -> Tensor:
             if number < len(items):
                 return loss(self._named(outputs), number)
             return sum(output.sum() for output in outputs) * 0.0  # type: ignore[return-value]
 
-        pipeline.forward_backward(of_item)
+        self._pipeline_of(count, items[0].tokens, activation).forward_backward(of_item)
 
     def forward(self, items: Sequence[Item]) -> list[TokenOutputs]:
-        pipeline, filled = self._prepare(items)
-        found = [output for outputs in pipeline.forward() for output in outputs]
-        names = self._names()
-        if not found:
-            first = filled[0].tokens
-            found = [self._output_like(first) for _ in range(len(names) * len(filled))]
-        found = [comm.broadcast(output.contiguous(), self.last_rank, self.group) for output in found]
-        grouped = [tuple(found[start : start + len(names)]) for start in range(0, len(found), len(names))]
-        return [self._named(outputs) for outputs in grouped[: len(items)]]
+        activation = self._hold(items)
+        results = run_forward(self.modules, self.schedule, self.group, len(items), activation)
+        if not results:  # the last stage is another rank's
+            results = [tuple(self._output_like(items[0].tokens) for _ in self._names()) for _ in items]
+        return [
+            self._named(tuple(comm.broadcast(output.contiguous(), self.last_rank, self.group) for output in outputs))
+            for outputs in results
+        ]
 
-    def _prepare(self, items: Sequence[Item]) -> tuple[Pipeline, list[Item]]:
-        """The schedule for these items, and the items filled up to as many as it needs with ones that count nothing."""
-        shape, pp = items[0].tokens.shape, comm.size(self.group)
+    def _hold(self, items: Sequence[Item]) -> Tensor:
+        """Lets the stages find these by number; returns what an activation between them looks like."""
+        shape, part = items[0].tokens.shape, self.modules[0].part
         assert all(item.tokens.shape == shape for item in items), "stages exchange activations of one shape"
-        count = max(self.total, -(-len(items) // pp) * pp)
-        nothing = replace(items[0], counted=torch.empty(0, dtype=torch.long, device=items[0].tokens.device))
-        filled = [*items, *[nothing] * (count - len(items))]
         for module in self.modules:
-            module.items = filled
-        if (count, shape) not in self.pipelines:
-            part = self.modules[0].part
-            rows, length = shape
-            activation = torch.empty(
-                rows, length // self.tp, part.config.hidden_size, dtype=part.computed, device=items[0].tokens.device
-            )
-            outputs = tuple(self._output_like(items[0].tokens) for _ in self._names())
-            self.pipelines[count, shape] = Pipeline(self.modules, self.schedule, self.group, count, activation, outputs)
-        return self.pipelines[count, shape], filled
+            module.items = items
+        sizes = shape[0], shape[1] // self.tp, part.config.hidden_size
+        return torch.empty(sizes, dtype=part.computed, device=items[0].tokens.device)
+
+    def _pipeline_of(self, count: int, tokens: Tensor, activation: Tensor) -> Pipeline:
+        """The schedule for so many micro-batches. Only the newest is kept: each has its own buffers, and in RL rows
+        have another length in nearly every iteration."""
+        key = count, tokens.shape
+        if self.pipeline is None or self.pipeline[0] != key:
+            self.pipeline = None
+            outputs = tuple(self._output_like(tokens) for _ in self._names())
+            self.pipeline = key, Pipeline(self.modules, self.schedule, self.group, count, activation, outputs)
+        return self.pipeline[1]
+
+    def reshard(self) -> None:
+        for module in self.modules:
+            fsdp.reshard(module)
 
     def _output_like(self, tokens: Tensor) -> Tensor:
         dtype = torch.promote_types(self.modules[0].part.computed, torch.float32)

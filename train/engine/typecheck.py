@@ -150,6 +150,9 @@ class TypedStages:
 class _NothingToSum:
     """In the place of ``Weights``: no gradients were computed."""
 
+    def gradients(self) -> dict[str, Tensor]:
+        return {}
+
     def complete_gradients(self) -> None:
         pass
 

@@ -85,13 +85,14 @@ class Scores(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         x_NE, weight_VE, labels_N, here_N, normaliser_N, entropy_N = ctx.saved_tensors
         d_logprobs_N, d_entropy_N = gradients
+        precision = normaliser_N.dtype
         rounded_VE = weight_VE.to(x_NE.dtype)
         d_x_NE, d_weight_VE = torch.empty_like(x_NE), None
         for start in range(0, len(labels_N), ctx.chunk):
             x = x_NE[start : start + ctx.chunk]
             logits_NV = F.linear(x, rounded_VE) if ctx.logits is None else ctx.logits
             ctx.logits = None
-            for rows, block_NV in _blocks(logits_NV, normaliser_N.dtype, start):
+            for rows, block_NV in _blocks(logits_NV, precision, start):
                 block_NV -= normaliser_N[rows, None]
                 factor_N1 = -d_logprobs_N[rows, None]
                 if ctx.entropy:
@@ -102,9 +103,9 @@ class Scores(torch.autograd.Function):
                 block_NV.scatter_add_(-1, labels_N[rows, None], -factor_N1 * here_N[rows, None])
                 logits_NV[rows.start - start : rows.stop - start] = block_NV
             torch.mm(logits_NV, rounded_VE, out=d_x_NE[start : start + ctx.chunk])
-            piece_VE = (logits_NV.T @ x).to(weight_VE.dtype)
+            piece_VE = (logits_NV.T @ x).to(precision)  # the weight may be bf16: chunks would add up in 8 bits
             d_weight_VE = piece_VE if d_weight_VE is None else d_weight_VE.add_(piece_VE)
-        d_weight_VE = torch.zeros_like(weight_VE) if d_weight_VE is None else d_weight_VE
+        d_weight_VE = torch.zeros_like(weight_VE) if d_weight_VE is None else d_weight_VE.to(weight_VE.dtype)
         return d_x_NE, d_weight_VE, None, None, None, None
 
 

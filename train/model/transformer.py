@@ -150,6 +150,11 @@ class Transformer(nn.Module):
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     @property
+    def exact(self) -> list[nn.Module]:
+        """Modules whose weights are used as they are kept, whatever activations are: a scalar head's."""
+        return [self.score] if self.head == "scalar" and self.part.last else []
+
+    @property
     def computed(self) -> torch.dtype:
         """Type of activations."""
         return self.dtype or next(self.parameters()).dtype
@@ -184,9 +189,9 @@ class Transformer(nn.Module):
     ) -> TokenOutputs:
         """The second half of ``forward``: from normalised hidden states."""
         if self.head == "scalar":
-            weight_1E = self.output_weight
-            exact_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, weight_1E.dtype))
-            return TokenOutputs(values=self.tensors.unshard(F.linear(exact_BTE, weight_1E).squeeze(-1)))
+            exact_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
+            values_BT = self.score(exact_BTE).squeeze(-1)
+            return TokenOutputs(values=self.tensors.unshard(values_BT).clone())  # no view: as in score_tokens
         return score_tokens(
             self.tensors.enter(x_BTE),
             self.output_weight,
