@@ -76,7 +76,7 @@ def test_chunks_of_a_bf16_output_matrix_add_up_in_fp32() -> None:
 
     def error(chunk: int, exact: Tensor | None = None) -> Tensor:
         kind = torch.float64 if exact is None else torch.bfloat16
-        leaf = weight.to(kind).requires_grad_()
+        leaf = weight.to(kind, copy=True).requires_grad_()
         scores = score_tokens(x.to(kind), leaf, labels, chunk, entropy=False).logprobs
         assert scores is not None
         scores.sum().backward()
