@@ -84,7 +84,7 @@ def test_chunks_of_a_bf16_output_matrix_add_up_in_fp32() -> None:
         return leaf.grad if exact is None else (leaf.grad.double() - exact).norm() / exact.norm()
 
     exact = error(512)
-    assert error(4, exact) <= 1.2 * error(512, exact)
+    assert error(4, exact) <= 1.5 * error(512, exact)  # 5 times it, if they added up in bf16
 
 
 def test_loss_is_weighted_cross_entropy_over_the_global_weight() -> None:
