@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 
 FOLDERS = ("configs", "data", "parallel", "rl", "train")
 
-packages = ["farside", "farside.launch", "farside.report"]
+packages = ["farside", "farside.exchange", "farside.launch", "farside.report"]
 for folder in FOLDERS:
     packages += [f"farside.{folder}"] + [f"farside.{folder}.{name}" for name in find_packages(folder)]
 

@@ -8,9 +8,9 @@ import hashlib
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -54,17 +54,39 @@ def with_new_sources(words: list[str]) -> list[str]:
     return found
 
 
-def compose(overrides: list[str]) -> Config:
-    """The configuration of a command line. Raises UserError in one line naming the key."""
+FLAGS = {"-m": 0, "--multirun": 0, "--resolve": 0, "--cfg": 1, "-c": 1, "--config-dir": 1, "-cd": 1, "--info": 1}
+"""Of Hydra, and how many words come after each; and --package, --run and others that nobody needs here."""
+
+
+def flags_first(words: list[str]) -> list[str]:
+    """A command line in the order that Hydra's parser asks for. Raises UserError for a key with dashes."""
+    flags: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word.partition("=")[0] in FLAGS:
+            flags += [word, *itertools.islice(left, 0 if "=" in word else FLAGS[word])]
+        elif dashes := re.fullmatch(r"--?([a-z_]+\.[\w.]+)(=.*)?", word):
+            raise UserError(f"{word}: overrides have no dashes; did you mean {dashes[1]}{dashes[2] or '=VALUE'}?")
+        else:
+            rest.append(word)
+    return [*flags, *rest]
+
+
+def compose(overrides: list[str], config_dir: str | None = None) -> Config:
+    """The configuration of a command line. config_dir: where else to look for groups. Raises UserError in one line
+    naming the key."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
 
     register()
+    if config_dir is not None:
+        overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     try:
         with initialize_config_module("farside.configs", version_base="1.3"):
             return to_config(hydra_compose("config", overrides=with_new_sources(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error)) from error
 
 
@@ -100,7 +122,7 @@ def plan_sweep(words: list[str]) -> SweepPlan | None:
             sweep = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra.sweep
         quoted = str(sweep.dir).replace("\\", "\\\\").replace("'", "\\'")
         return SweepPlan(Path(sweep.dir) / sweep.subdir, _points(given), f"hydra.sweep.dir='{quoted}'")
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error)) from error
 
 
@@ -236,8 +258,11 @@ def keys(node: dict[str, Any] | None = None, prefix: str = "") -> list[str]:
 
 def explain(error: Exception) -> str:
     """One line for a composition error: the key, what is wrong, the fix."""
+    if isinstance(error, yaml.YAMLError):
+        return f"not YAML: {' '.join(str(error).split())}"
     if override := getattr(error, "override", None):  # Hydra's parser: its text names the place, not the argument
-        return f"{override}: not KEY=VALUE in Hydra's grammar ({' '.join(str(error).split())})"
+        hint = f"; did you mean experiment={override}?" if re.fullmatch(r"\w+", override) else ""
+        return f"{override}: not KEY=VALUE in Hydra's grammar ({' '.join(str(error).split())}){hint}"
     cause: BaseException = error
     while cause.__cause__ is not None and isinstance(cause.__cause__, OmegaConfBaseException):
         cause = cause.__cause__
@@ -245,6 +270,14 @@ def explain(error: Exception) -> str:
     full_key = getattr(cause, "full_key", None) or ""
     if not full_key and (match := re.search(r"Could not override '([^']+)'", str(error))):
         full_key = match[1]
+    named = re.search(r"Key '([^']+)' not in '(\w+)'", text)
+    if named and "." not in full_key and named[2] in _sections(Config):
+        file = re.search(r"In '([^']+)'", text)
+        return (f"{file[1]}.yaml: " if file else "") + _unknown_field(named[1], named[2])
+    if re.match(r"(data|sft|rl\.replay)\.mixture\.[^.]+$|stages\.\d+\.mixture\.", full_key) and "truct" in text:
+        return f"{full_key}: not there yet; a new entry begins with +, such as +{full_key}=0.5, and 0 leaves one out"
+    if re.match(r"stages\[", full_key) and "not a subclass" in text:
+        return f"{full_key}: there is no such stage; write stages as a whole, in an experiment's file (docs/run.md)"
     unknown = re.search(r"is not in struct|not in '|Could not override|Key '.*' not in", text + str(error))
     if unknown and full_key and full_key not in keys():
         siblings = [key for key in keys() if key.count(".") == full_key.count(".")]
@@ -255,3 +288,23 @@ def explain(error: Exception) -> str:
         return f"{match[1].replace('/', '=', 1)}: no such option; there are: {match[2]}"
     first = re.split(r" full_key:| object_type=", text)[0]
     return f"{full_key}: {first}" if full_key else first
+
+
+def _unknown_field(key: str, section: str) -> str:
+    """What to say of a key that no field of that class of the schema has."""
+    place, kind = _sections(Config)[section]
+    near = difflib.get_close_matches(key, [field.name for field in fields(kind)], n=1)
+    hint = f"did you mean {place}{near[0]}?" if near else "`farside train --cfg job` prints every key"
+    if kind is Config and not near:
+        hint = "a file of experiments begins with the line '# @package _global_' and has the keys of --cfg job"
+    return f"{place}{key}: no such key; {hint}"
+
+
+def _sections(kind: type, place: str = "") -> dict[str, tuple[str, type]]:
+    """Where the classes of the schema stand, by their names: the dotted beginning of their keys."""
+    found = {kind.__name__: (place, kind)}
+    for name, hint in get_type_hints(kind).items():
+        for inner in [hint, *get_args(hint)]:
+            if is_dataclass(inner) and isinstance(inner, type):
+                found = _sections(inner, f"{place}{name}{'[]' * (inner is not hint)}.") | found
+    return found

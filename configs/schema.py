@@ -579,6 +579,8 @@ class SftConfig:
     """The task of warm start, reward model and RL."""
     traces: int = 20_000
     """Worked answers to generate."""
+    conversations: str | None = None
+    """A file of conversations in their place: JSONL, {"question": ..., "response": ...} a line."""
     steps: int = 100
     lr: float = 1e-3
     seq_len: int = 512

@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
@@ -87,6 +89,12 @@ def profile_range(profile: ProfileConfig) -> range | None:
 def sft_stages(config: Config) -> list[Stage]:
     """Supervised fine-tuning is one stage that keeps the last pretraining stage's RoPE."""
     sft = config.sft
+    if sft.traces < 1:
+        raise UserError(f"sft.traces = {sft.traces}; give at least 1")
+    if sft.conversations is not None and not Path(sft.conversations).is_file():
+        raise UserError(
+            f"sft.conversations = {sft.conversations}: no such file; name one, or null for the task's traces"
+        )
     return check_stages(
         config,
         [
@@ -207,3 +215,27 @@ def check_stages(config: Config, stages: list[Stage]) -> list[Stage]:
         ):
             raise UserError(f"{where}: lengths {stage.lengths} needs lengths from 0 up, one with a positive share")
     return stages
+
+
+def check_sources(config: Config, stages: Sequence[Stage]) -> None:
+    """Before any text is read: an entry of a mixture is a source, a task about one (such as needle_en), copy, or trace.
+    Raises UserError."""
+    sources = sorted(config.data.sources)
+    for stage in stages:
+        for entry in stage.mixture:
+            if entry in ("copy", "trace") or any(entry == name or entry.endswith(f"_{name}") for name in sources):
+                continue
+            raise UserError(
+                f"stage {stage.name!r}: mixture names {entry!r}, which is no source of data.sources "
+                f"({', '.join(sources)}) nor a task about one; add the source, or name another"
+            )
+
+
+def idle_sources(config: Config, stages: Sequence[Stage]) -> list[str]:
+    """Sources of data.sources that no stage draws from."""
+    drawn = [entry for stage in stages for entry, share in stage.mixture.items() if share > 0]
+    return [
+        name
+        for name in sorted(config.data.sources)
+        if not any(entry == name or entry.endswith(f"_{name}") for entry in drawn)
+    ]

@@ -93,10 +93,10 @@ class TraceSource:
     def __init__(self, path: Path, tokenizer: Tokenizer, seed: int) -> None:
         self.path, self.seed, self.end_of_text = path, seed, tokenizer.end_of_text
         if not path.is_file():
-            raise UserError(f"{path}: no such file of conversations; `farside sft` writes it, or name your own")
+            raise UserError(f"{path}: no such file; `farside sft` writes it, or name your own with sft.conversations")
         lines = _read_conversations(path)
         if not lines:
-            raise UserError(f"{path}: holds no conversations; remove it so that it is written anew")
+            raise UserError(f"{path}: holds no conversations; name another with sft.conversations, or remove it")
         if not all(response.endswith(END) for _, response in lines):
             raise UserError(f"{path}: a response does not end with {END}")
         prompts = [tokenizer.encode_prompt(question) for question, _ in lines]

@@ -198,7 +198,8 @@ class Prepared:
     def documents(self, name: str, split: str) -> IndexedTokens:
         """A split's documents with their bounds. Raises UserError naming file and byte for a damaged file."""
         if name not in self.summary["sources"]:
-            raise UserError(f"no source {name!r} among the prepared ones ({', '.join(self.names)})")
+            there = ", ".join(self.names)
+            raise UserError(f"eval.niah.sources or a mixture names {name!r}; data.sources has {there}")
         return IndexedTokens.open(self.folder / f"{name}.{split}")
 
     def check(self, at_once: int = 1 << 24) -> None:

@@ -35,6 +35,7 @@ examples:
   farside train experiment=tiny train.steps=40
   farside train -m experiment=tiny optim.lr=1e-3,3e-3
   farside train --cfg job                print every key and its value
+  farside rl --help                      what a command takes
   source <(farside --completion bash)    complete commands and keys (also zsh, fish)
 """
 
@@ -61,10 +62,13 @@ def main() -> None:
     if command in ("eval", "data", "export", "import"):
         if not rest or f"{command} {rest[0]}" not in COMMANDS:
             choices = [name for name in COMMANDS if name.startswith(command + " ")]
-            fail(f"farside {command}: which one? there is `farside {choices[0]}`")
+            fail(f"farside {command}: which one? there is {' and '.join(f'`farside {name}`' for name in choices)}")
         command, rest = f"{command} {rest[0]}", rest[1:]
     if command not in COMMANDS:
         fail(f"farside {command}: no such command; `farside --help` lists them")
+    if "-h" in rest or "--help" in rest:
+        print(importlib.import_module("farside.usage").usage(command, COMMANDS[command].partition(":  ")[0]))
+        return
     from farside.configs.errors import UserError
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing pages: we say it in one line

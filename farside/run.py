@@ -20,10 +20,24 @@ from farside.data.prepare import Prepared, prepare
 from farside.launch.local import JobFailed, Launcher, read_status
 from farside.report.page import write_report
 from farside.rl import train as rl
+from farside.rl.reward import train_reward
+from farside.rl.tasks.registry import make_task
 from farside.rl.tasks.traces import write_traces
+from farside.train.checkpoint.retention import newest
 from farside.train.console import say
 from farside.train.eval.niah import check_grid
 from farside.train.metrics import write_json
+
+FIRST_USED = {
+    "sft.": "sft",
+    "reward.": "reward",
+    "rl.max_new_tokens": "reward",
+    "rl.repetition.": "reward",
+    "rl.rollout_batch": "reward",
+    "rl.verifier_timeout_seconds": "reward",
+    "rl.": "rl",
+}
+"""The phase that looks first at a key that begins so; at any other, the first phase."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ REWARD_ALONE = "rl_reward_alone"
 PHASES = (
     Phase("pretrain", "farside.train.pretrain"),
     Phase("sft", "farside.train.sft", "pretrain", lambda config, directory: write_traces(config, directory)),
-    Phase("reward", "farside.rl.reward.train_reward", "sft"),
+    Phase("reward", train_reward.__name__, "sft"),
     Phase("rl", rl.__name__, "sft"),
     Phase(REWARD_ALONE, rl.__name__, "sft"),
     Phase("eval", "farside.train.eval.niah", "rl"),
@@ -54,6 +68,14 @@ def run(config: Config, launcher: Launcher) -> int:
     _hold_to_configuration(config, directory)
     started, earlier = time.monotonic(), _spent(directory)
     status = Status(directory, started, earlier)
+    try:
+        return _run_phases(config, launcher, status)
+    except UserError as error:
+        status.write("failed", status.phase, cause=" ".join(str(error).split()))
+        raise
+
+
+def _run_phases(config: Config, launcher: Launcher, status: "Status") -> int:
     status.write("running", "prepare")
     check_grid(config.eval.niah, Prepared(prepare(config.data, say)))
     for phase in phases_of(config):
@@ -64,7 +86,7 @@ def run(config: Config, launcher: Launcher) -> int:
             break
     else:
         status.write("finished", "report")
-        say(f"report: {write_report(directory)}", indent=2)
+        say(f"report: {write_report(launcher.directory)}", indent=2)
         return 0
     status.write("stopped", phase.name, cause="asked to stop")
     say(f"stopped in {phase.name}; the same command goes on from there", indent=2)
@@ -74,6 +96,11 @@ def run(config: Config, launcher: Launcher) -> int:
 def check_ahead(config: Config) -> None:
     """What a late phase would refuse is refused before the first begins. Raises UserError."""
     check_grid_size(config.eval.niah)
+    if absent := sorted(set(config.eval.niah.sources) - set(config.data.sources)):
+        there = ", ".join(sorted(config.data.sources))
+        raise UserError(f"eval.niah.sources names {absent[0]!r}; data.sources has {there}")
+    make_task(config.sft.task)
+    train_reward.check(config)
     for phase in phases_of(config):
         if phase.module == rl.__name__:
             rl.check(arm_of(phase, config))
@@ -152,9 +179,10 @@ class Status:
     """status.json and phases.json of the whole job."""
 
     def __init__(self, directory: Path, started: float, earlier: float) -> None:
-        self.directory, self.started, self.earlier = directory, started, earlier
+        self.directory, self.started, self.earlier, self.phase = directory, started, earlier, "prepare"
 
     def write(self, status: str, phase: str, cause: str | None = None) -> None:
+        self.phase = phase
         seconds = self.earlier + time.monotonic() - self.started
         step = read_status(self.directory / phase).get("step")
         write_json(
@@ -176,12 +204,20 @@ def _spent(directory: Path) -> float:
 
 
 def _hold_to_configuration(config: Config, directory: Path) -> None:
-    """A run directory belongs to one configuration: a phase that is done must not be described by another."""
+    """A run directory belongs to one configuration: a phase that has begun must not be described by another."""
     path = directory / "config.yaml"
-    if path.is_file() and (changed := compose.differences(compose.load(path), config)):
+    changed = compose.differences(compose.load(path), config) if path.is_file() else []
+    if changed := [(key, old, new) for key, old, new in changed if not _is_ahead(key, directory)]:
         key, old, new = changed[0]
         raise UserError(
             f"{directory}: made with another configuration ({key} = {old} there, {new} here"
             f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); use another run.name or run.dir"
         )
     path.write_text(compose.to_yaml(config))
+
+
+def _is_ahead(key: str, directory: Path) -> bool:
+    """Whether only phases that have no checkpoint yet look at this key: it may change, above all what one of them has
+    refused."""
+    phase = next((phase for begins, phase in FIRST_USED.items() if key.startswith(begins)), "pretrain")
+    return newest(directory / phase) is None and not (directory / phase / "summary.json").is_file()

@@ -238,3 +238,16 @@ def test_the_command_imports_neither_torch_nor_hydra(module: str) -> None:
     script = f"import sys, {module}; print(*sorted({{'torch', 'hydra', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_wheel_holds_every_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable install has them all anyway."""
+    told: list[str] = []
+    monkeypatch.setattr("setuptools.setup", lambda packages, **rest: told.extend(packages))
+    monkeypatch.chdir(ROOT)
+    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {})  # noqa: S102 - it is our own
+    wanted = {"farside", *(f"farside.{path.parent.name}" for path in ROOT.glob("farside/[a-z]*/__init__.py"))}
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("__init__.py"):
+            wanted.add(".".join(["farside", *path.relative_to(ROOT).parts[:-1]]))
+    assert set(told) == wanted

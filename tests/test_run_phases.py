@@ -1,5 +1,6 @@
 """What ``farside run`` asks of each phase, before the first begins."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,9 @@ import farside.run
 from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import NiahConfig
-from farside.run import REWARD_ALONE, arm_of, check_ahead, phases_of
+from farside.launch.local import read_status
+from farside.run import REWARD_ALONE, Phase, arm_of, check_ahead, phases_of
+from farside.train.checkpoint.format import MANIFEST
 
 WORDS = ("experiment=demo", "rl.reward_alone_steps=5", "rl.sampling_rounds=4", "rl.overoptimisation.stop=0.1")
 
@@ -50,3 +53,56 @@ def test_a_grid_that_cannot_be_drawn_is_refused_before_training(
     with pytest.raises(UserError, match="max_length: too long"):
         farside.run.run(compose.compose([*WORDS]), launcher)
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sft.task.name=adition", r"sft\.task\.name=adition: unknown task; did you mean addition\?"),
+        ("sft.task.digits=0", r"sft\.task\.digits=0: choose 1"),
+        ("sft.task.name=jsonl:absent.jsonl", "there is no file or folder 'absent.jsonl'"),
+        ("reward.prompts=0", r"reward\.prompts = 0; give at least 1"),
+        ("eval.niah.sources=[fr]", r"eval\.niah\.sources names 'fr'; data\.sources has code, en, zh"),
+    ],
+)
+def test_wrong_input_of_late_phases_is_seen_ahead(word: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_ahead(compose.compose([*WORDS, word]))
+
+
+def fake_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str) -> Callable[..., int]:
+    """farside run without workers: phases leave a checkpoint and a summary; one refuses its input."""
+
+    def run_phase(phase: Phase, config: object, launcher: Any, status: Any) -> bool:
+        if phase.name == refusing:
+            raise UserError(f"{phase.name}: something of it is wrong")
+        folder = launcher.directory / phase.name
+        (folder / "checkpoints" / "step_00000001").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "step_00000001" / MANIFEST).touch()
+        (folder / "summary.json").write_text("{}")
+        return True
+
+    monkeypatch.setattr(farside.run, "prepare", lambda *given: tmp_path)
+    monkeypatch.setattr(farside.run, "Prepared", lambda folder: folder)
+    monkeypatch.setattr(farside.run, "check_grid", lambda *given: None)
+    monkeypatch.setattr(farside.run, "run_phase", run_phase)
+    monkeypatch.setattr(farside.run, "write_report", lambda folder: folder)
+    launcher: Any = SimpleNamespace(directory=tmp_path, stopping=False)
+    return lambda *words: farside.run.run(compose.compose(["experiment=demo", *words]), launcher)
+
+
+def test_what_a_phase_refused_can_be_changed_and_what_has_begun_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = fake_job(tmp_path, monkeypatch, "reward")
+    with pytest.raises(UserError, match="reward: something"):
+        job()
+    assert read_status(tmp_path)["status"] == "failed"
+    assert "something of it is wrong" in str(read_status(tmp_path)["cause"])
+    job = fake_job(tmp_path, monkeypatch, "none")
+    for word in ("optim.lr=1.0", "sft.steps=7", "sft.task.digits=1"):
+        with pytest.raises(UserError, match=f"made with another configuration .{word.partition('=')[0]}"):
+            job(word)
+    assert job("reward.prompts=400", "rl.lr=1e-4", "rl.max_new_tokens=50") == 0
+    with pytest.raises(UserError, match=r"made with another configuration .*rl\.lr"):
+        job("reward.prompts=400", "rl.lr=2e-4", "rl.max_new_tokens=50")

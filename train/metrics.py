@@ -7,6 +7,7 @@ block nor end a run: ``python -m farside.train.metrics RUN_DIR PROJECT NAME MODE
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import math
@@ -122,6 +123,10 @@ class Descriptions:
                 os.replace(unfinished, path)
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks says, such as Lustre mounted without flock."""
+
+
 def hold_directory(directory: Path) -> TextIO:
     """Takes the run directory for this process; closing the result (or dying) gives it back.
 
@@ -139,6 +144,11 @@ def hold_directory(directory: Path) -> TextIO:
         holder = lock.read().strip()
         lock.close()
         raise UserError(f"run.dir {directory}: in use by {holder}; wait for it or name another run.dir") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warning = f"warning: run.dir {directory}: its file system has no locks, so nobody sees two jobs in it"
+        print(warning, file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -155,6 +165,10 @@ def is_held(directory: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return True  # nobody can tell; its status stands
     return False
 
 

@@ -109,6 +109,7 @@ def worker_main(
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--resolved", type=Path)
+    parser.add_argument("--config-dir")
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--init-from", type=Path)
     parser.add_argument("--stop-file", type=Path, action="append", default=[])
@@ -124,7 +125,7 @@ def worker_main(
     before: Descriptions | None = None
     code, answer = 0, None
     try:
-        config, mesh, device = _start(arguments.resolved, overrides, check)
+        config, mesh, device = _start(arguments.resolved, overrides, check, arguments.config_dir)
         if arguments.launcher is None:  # else the launcher holds the directory
             _on_rank_0(lambda: _take(Path(config.run.dir) / folder, held))
         directory = arguments.dir or Path(config.run.dir) / folder
@@ -168,11 +169,14 @@ def worker_main(
 
 
 def _start(
-    resolved: Path | None, overrides: list[str], check: Callable[[Config], object]
+    resolved: Path | None,
+    overrides: list[str],
+    check: Callable[[Config], object],
+    config_dir: str | None = None,
 ) -> tuple[Config, Mesh, torch.device]:
     """Every rank composes for itself and finds what is wrong before a group exists; rank 0's composition counts."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    config = compose.load(resolved) if resolved else compose.compose(overrides)
+    config = compose.load(resolved) if resolved else compose.compose(overrides, config_dir)
     check(config)
     ParallelDims.resolve(config.parallel, world_size)
     device = _own_device(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))

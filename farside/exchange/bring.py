@@ -36,7 +36,10 @@ def bring(words: list[str]) -> int:
     """Runs the command; returns the exit code. Raises UserError for a folder that is not such a model."""
     (source, out), settings = parse("import hf", words, ImportConfig, "FOLDER OUT_DIR")
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give one with config.json, tokenizer.json and safetensors")
+        raise UserError(
+            f"{source}: no such folder; give one with config.json, tokenizer.json and safetensors; to download it: "
+            "hf download NAME --local-dir FOLDER"
+        )
     model, length = from_hf(read_json(source, "config.json"), str(source / "config.json"))
     check_model(model)
     tied = "lm_head.weight" if model.tie_word_embeddings else None

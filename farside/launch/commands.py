@@ -12,7 +12,7 @@ from farside.configs.compose import SweepPlan
 from farside.configs.errors import UserError
 from farside.configs.layout import check_layout
 from farside.configs.schema import Config, WandbMode
-from farside.configs.stages import pretrain_stages, replay_stage, sft_stages
+from farside.configs.stages import check_sources, idle_sources, pretrain_stages, replay_stage, sft_stages
 from farside.launch.local import JobFailed, Launcher, launching, read_status
 from farside.train.console import say
 
@@ -67,6 +67,7 @@ def dispatch(command: str, words: list[str]) -> int:
         from farside.doctor import examine
 
         return examine()
+    words = compose.flags_first(words)
     if command == "verify" and "--types" in words:
         words = [word for word in words if word != "--types"]
         outcomes = run_hydra("verify --types", words, verify_types)
@@ -104,6 +105,7 @@ def run_hydra(
     Composes with Hydra's own command line, so that -m, --cfg and launcher plugins work as its users know them.
     """
     import hydra
+    import yaml
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -129,7 +131,7 @@ def run_hydra(
     sys.argv = [f"farside {command}", *words, *([plan.override] if plan else [])]
     try:
         hydra.main(version_base="1.3", config_path="pkg://farside.configs", config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(compose.explain(error)) from error
     return outcomes
 
@@ -163,6 +165,8 @@ def start(command: str, config: Config, words: list[str]) -> Outcome:
             return Outcome(0, status="finished")
         for stages in STAGES.get(command, ()):
             stages(config)  # wrong ones are named before workers start
+        if command in ("train", "run"):
+            _check_sources(command, config)
         if command == "verify":  # it is no run, but a run may be in its directory
             config.run.dir, config.logging.wandb = str(Path(config.run.dir) / "verify"), WandbMode.off
         with launching(Path(config.run.dir), " ".join(["farside", command, *words])) as launcher:
@@ -176,6 +180,16 @@ def start(command: str, config: Config, words: list[str]) -> Outcome:
         outcome = Outcome(1, f"{directory}: {_cause(error)}{_keep_traceback(directory)}")
     print(f"error: {outcome.cause}", file=sys.stderr)
     return outcome
+
+
+def _check_sources(command: str, config: Config) -> None:
+    """Before any text is read. Raises UserError for a mixture of what is not there."""
+    stages = pretrain_stages(config)
+    if command == "run":
+        stages = [*stages, *sft_stages(config), *filter(None, [replay_stage(config)])]
+    check_sources(config, stages)
+    for name in idle_sources(config, stages):
+        say(f"warning: data.sources.{name}: no mixture names it, so nothing trains on it", indent=2)
 
 
 def verify_types(config: Config) -> Outcome:

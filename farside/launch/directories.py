@@ -1,11 +1,11 @@
 """Commands on what a job left on disk: report, status, stop. A sweep's directory stands for its points."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from farside.configs.errors import UserError
+from farside.launch.local import read_status
 from farside.launch.sweep import SWEEP, read_points, summarise
 from farside.train.console import say
 from farside.train.metrics import is_held
@@ -47,14 +47,23 @@ def status(directories: list[Path]) -> None:
         sweep, points = read_points(directory)
         show(directory, sweep["command"], points, None)
         return
-    path = directory / "status.json"
-    if not path.is_file():
-        raise UserError(f"{directory}: not a run directory (no status.json)")
-    told: dict[str, Any] = json.loads(path.read_text())
-    if told["status"] == "running" and not (is_held(directory) or is_held(directory.parent)):
+    told = _told(directory)
+    if told["status"] == "running" and not _is_worked_in(directory):
         told["status"] = "killed (no process holds the directory; the same command resumes)"
     for key, value in told.items():
         say(f"{key:<8} {_plain(value)}", indent=9)
+
+
+def _told(directory: Path) -> dict[str, Any]:
+    """Of status.json. Raises UserError where there is none."""
+    if not (directory / "status.json").is_file():
+        raise UserError(f"{directory}: not a run directory (no status.json)")
+    return {"status": "unknown (status.json is damaged; the same command resumes)", **read_status(directory)}
+
+
+def _is_worked_in(directory: Path) -> bool:
+    """By a job of its own, or as a phase of a whole one."""
+    return is_held(directory) or is_held(directory.parent)
 
 
 def _plain(value: Any) -> str:
@@ -64,6 +73,8 @@ def _plain(value: Any) -> str:
 def stop(directories: list[Path]) -> None:
     directory = directories[0]
     if not (directory / SWEEP).is_file():
+        if _told(directory)["status"] != "running" and not _is_worked_in(directory):
+            raise UserError(f"{directory}: no job runs there; `farside status {directory}` tells how it ended")
         (directory / "stop").touch()
         say(f"{directory}: asked to stop; it saves at the next step's end", indent=2)
         return

@@ -195,8 +195,11 @@ def _failure(directory: Path, process: list[str], code: int, log: str) -> JobFai
 
 
 def read_status(directory: Path) -> dict[str, object]:
-    path = directory / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What status.json says; nothing if it is not there or damaged: the next one to write it replaces it."""
+    try:
+        return dict(json.loads((directory / "status.json").read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return {}
 
 
 @contextlib.contextmanager

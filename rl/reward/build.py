@@ -42,8 +42,10 @@ def load_reward_model(runtime: Runtime, data: Prepared) -> Judge | None:
     if not (config.reward_model_weight or config.process_weight):
         return None
     if config.reward_model is None:
+        key = "reward_model_weight" if config.reward_model_weight else "process_weight"
         raise UserError(
-            "rl.reward_model: no checkpoint given; name one that `farside reward` made, or set rl.reward_model_weight=0"
+            f"rl.reward_model: no checkpoint given, but rl.{key} = {getattr(config, key)}; name one that "
+            f"`farside reward` made, or set rl.{key}=0"
         )
     judge = load_judge(runtime, data, Path(config.reward_model))
     if config.process_weight and not judge.judges_steps:

@@ -50,20 +50,22 @@ def make_task(config: TaskConfig) -> VerifiedTask:
         if package == "code":
             return CodeTask(config.name, path, held_out, config.seed, _sandbox(config))
         return ProblemTask(config.name, FORMATS[package], path, held_out, config.seed)
-    raise UserError(f"task.name={config.name}: unknown task; known: {', '.join(KNOWN)}")
+    near = difflib.get_close_matches(package, [known.partition(":")[0] for known in KNOWN], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"sft.task.name={config.name}: unknown task{hint or ';'} known: {', '.join(KNOWN)}")
 
 
 def _file(key: str, text: str) -> Path:
     """A file of problems; it is read when the first problem is asked for."""
     if not text or not (path := Path(text)).exists():
-        raise UserError(f"task.{key}: there is no file or folder {text!r}; name one with problems")
+        raise UserError(f"sft.task.{key}: there is no file or folder {text!r}; name one with problems")
     return path
 
 
 def _sandbox(config: TaskConfig) -> Sandbox:
     if config.code_seconds <= 0 or config.code_memory_mb < MIN_CODE_MB:
         raise UserError(
-            f"task.code_seconds={config.code_seconds}, task.code_memory_mb={config.code_memory_mb}: "
+            f"sft.task.code_seconds={config.code_seconds}, sft.task.code_memory_mb={config.code_memory_mb}: "
             f"choose more than 0, and at least {MIN_CODE_MB}"
         )
     return Sandbox(config.code_isolated, config.code_seconds, config.code_memory_mb << 20)
@@ -79,11 +81,11 @@ def _countdown(config: TaskConfig) -> DatasetTask:
     least = _least("numbers", config.numbers, config.min_numbers, 2, MAX_NUMBERS)
     for key, value in (("largest", config.largest), ("largest_target", config.largest_target)):
         if not 1 <= value <= MAX_VALUE:
-            raise UserError(f"task.{key}={value}: choose 1 to {MAX_VALUE}")
+            raise UserError(f"sft.task.{key}={value}: choose 1 to {MAX_VALUE}")
     if not config.operations or set(config.operations) - set(OPERATIONS):
-        raise UserError(f"task.operations={config.operations!r}: choose from {OPERATIONS!r}")
+        raise UserError(f"sft.task.operations={config.operations!r}: choose from {OPERATIONS!r}")
     if not 0 <= config.tries <= MAX_TRIES:
-        raise UserError(f"task.tries={config.tries}: choose 0 to {MAX_TRIES}")
+        raise UserError(f"sft.task.tries={config.tries}: choose 0 to {MAX_TRIES}")
     sizes = (least, config.numbers, config.largest, config.largest_target)
     dataset = CountdownDataset(*sizes, config.operations, config.seed, DRAWN_ITEMS)
     task = CountdownTask(dataset, *_shares(config), config.tries, config.systematic, config.operations)
@@ -91,7 +93,7 @@ def _countdown(config: TaskConfig) -> DatasetTask:
         task.prompt("held_out", 0)
     except ValueError as error:
         raise UserError(
-            f"task.largest_target={config.largest_target}: {error}; raise it or lower task.numbers"
+            f"sft.task.largest_target={config.largest_target}: {error}; raise it or lower sft.task.numbers"
         ) from error
     return task
 
@@ -99,9 +101,9 @@ def _countdown(config: TaskConfig) -> DatasetTask:
 def _least(key: str, most: int, least: int | None, low: int, high: int) -> int:
     """The smallest difficulty: ``least``, or ``most`` if that is not given."""
     if not low <= most <= high:
-        raise UserError(f"task.{key}={most}: choose {low} to {high}")
+        raise UserError(f"sft.task.{key}={most}: choose {low} to {high}")
     if least is not None and not low <= least <= most:
-        raise UserError(f"task.min_{key}={least}: choose {low} to task.{key}={most}")
+        raise UserError(f"sft.task.min_{key}={least}: choose {low} to sft.task.{key}={most}")
     return most if least is None else least
 
 
@@ -109,7 +111,7 @@ def _shares(config: TaskConfig) -> tuple[float, float]:
     shares = (config.full_share, config.compact_share)
     if min(shares) < 0 or sum(shares) > 1:
         raise UserError(
-            f"task.full_share={shares[0]}, task.compact_share={shares[1]}: choose shares of at most 1 in all"
+            f"sft.task.full_share={shares[0]}, sft.task.compact_share={shares[1]}: choose shares of at most 1 in all"
         )
     return shares
 
@@ -120,18 +122,18 @@ def _reasoning_gym(config: TaskConfig, family: str) -> DatasetTask:
         families = importlib.import_module("reasoning_gym.factory").DATASETS
     except ImportError as error:
         raise UserError(
-            f"task.name={config.name} needs the reasoning-gym package ({error}): pip install reasoning-gym==0.1.25"
+            f"sft.task.name={config.name} needs the reasoning-gym package ({error}): pip install reasoning-gym==0.1.25"
         ) from error
     if family not in families:
         near = difflib.get_close_matches(family, families, n=5) or sorted(families)
-        raise UserError(f"task.name={config.name}: reasoning-gym has no family {family!r}; try {', '.join(near)}")
+        raise UserError(f"sft.task.name={config.name}: reasoning-gym has no family {family!r}; try {', '.join(near)}")
 
     def make(key: str, options: dict[str, Any]) -> Dataset:
         try:
             return gym.create_dataset(family, **{"seed": config.seed, "size": GYM_ITEMS, **options})
         except (TypeError, ValueError, AssertionError) as error:  # it checks its settings with assert
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"task.{key}={options}: reasoning-gym's {family} refuses it: {reason}") from error
+            raise UserError(f"sft.task.{key}={options}: reasoning-gym's {family} refuses it: {reason}") from error
 
     if not config.levels:
         return DatasetTask(config.name, make("options", config.options))

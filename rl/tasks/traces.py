@@ -12,11 +12,14 @@ from farside.rl.tasks.registry import make_task
 
 
 def write_traces(config: Config, directory: Path) -> Path:
-    """Writes ``sft.traces`` worked answers to traces.jsonl unless it is there; the same ones every time.
+    """The conversations to learn from: those of sft.conversations, else ``sft.traces`` worked answers, written to
+    traces.jsonl unless they are there; the same ones every time.
 
     Raises:
         UserError: it is there, but of other settings.
     """
+    if config.sft.conversations is not None:
+        return Path(config.sft.conversations)
     path = directory / TRACES
     settings = settings_of(config, "sft.task.", "sft.traces")
     if changed := difference(path, settings):

@@ -149,3 +149,60 @@ def test_a_sweep_of_one_point_has_a_folder_of_its_own() -> None:
     assert compose.point_name([]) == "point"
     plan = compose.plan_sweep(["-m", "experiment=tiny", "optim.lr=1e-3"])
     assert plan.points == ["point"]
+
+
+OWN = {
+    "typo": (
+        "# @package _global_\ntrain: {stepz: 3}\n",
+        r"/typo\.yaml: train\.stepz: .*did you mean train\.steps\?",
+    ),
+    "nowhere": ("train: {steps: 3}\n", "begins with the line '# @package _global_'"),
+    "torn": ("train: {steps: 3\nfoo: [\n", r"not YAML: .*torn\.yaml.*line 1"),
+    "stage": ("# @package _global_\nstages: [{name: a, seqlen: 9}]\n", r"stages\[\]\.seqlen: .*stages\[\]\.seq_len\?"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_mistakes_in_an_experiment_of_ones_own_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / f"{name}.yaml").write_text(OWN[name][0])
+    with pytest.raises(UserError, match=OWN[name][1]):
+        compose.compose([f"experiment={name}"], str(tmp_path))
+
+
+def test_an_experiment_and_data_of_ones_own(tmp_path: Path) -> None:
+    for folder, text in {
+        "experiment": "# @package _global_\ndefaults: [tiny, {override /data: web}, _self_]\ntrain: {steps: 3}\n",
+        "data": "sources: {web: {kind: text, path: web.txt}}\nmixture: {web: 1.0}\n",
+    }.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "web.yaml").write_text(text)
+    config = compose.compose(["experiment=web"], str(tmp_path))
+    assert config.train.steps == 3
+    assert list(config.data.sources) == ["web"]
+    assert config.data.mixture == {"web": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.mixture.web=1", r"a new entry begins with \+, such as \+data\.mixture\.web=0\.5"),
+        ("stages.0.lr=1", r"stages\[0\]: there is no such stage"),
+        ("stages=[{name: a, seqlen: 9}]", r"did you mean stages\[\]\.seq_len\?"),
+        ("tiny", r"did you mean experiment=tiny\?"),
+    ],
+)
+def test_frequent_mistakes_get_their_hint(word: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        compose.compose(["experiment=proof", word])
+
+
+def test_flags_may_stand_anywhere() -> None:
+    words = ["experiment=tiny", "--cfg", "job", "-m", "optim.lr=1e-3,2e-3", "--config-dir=own", "x=-1"]
+    assert compose.flags_first(words) == [
+        *("--cfg", "job", "-m", "--config-dir=own"),
+        *("experiment=tiny", "optim.lr=1e-3,2e-3", "x=-1"),
+    ]
+    for word in ("--optim.lr=1", "-optim.lr"):
+        with pytest.raises(UserError, match=r"no dashes; did you mean optim\.lr=.+\?"):
+            compose.flags_first([word])

@@ -1,6 +1,7 @@
 """From the configuration to stages in which every field is decided."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from farside.configs.schema import (
     RopeKind,
     RopeScalingConfig,
     SftConfig,
+    SourceConfig,
+    SourceKind,
     StageConfig,
     TrainConfig,
 )
-from farside.configs.stages import pretrain_stages, sft_stages
+from farside.configs.stages import check_sources, idle_sources, pretrain_stages, sft_stages
 
 YARN = RopeScalingConfig(RopeKind.yarn, 4.0, 64)
 BASE = Config(
@@ -83,3 +86,27 @@ def test_a_stage_that_cannot_run_is_named(change: dict[str, Any], message: str) 
     with pytest.raises(UserError, match=f"stage 'second': .*{message}") as error:
         pretrain_stages(replace(BASE, stages=[StageConfig("first", 5), entry]))
     assert "\n" not in str(error.value)
+
+
+def test_mixtures_of_what_is_no_source_are_seen_before_any_text_is_read() -> None:
+    sources = {name: SourceConfig(kind=SourceKind.text, path="x.txt") for name in ("en", "web_text")}
+    config = replace(BASE, data=replace(BASE.data, sources=sources))
+    drawn = {"en": 1.0, "needle_web_text": 1.0, "copy": 0.5}
+    stages = pretrain_stages(replace(config, data=replace(config.data, mixture=drawn)))
+    check_sources(config, stages)
+    assert idle_sources(config, stages) == []
+    assert idle_sources(config, pretrain_stages(config)) == ["web_text"]
+    for entry in ("zh", "needle_zh", "web"):
+        stages = pretrain_stages(replace(config, data=replace(config.data, mixture={entry: 1.0})))
+        with pytest.raises(UserError, match=rf"mixture names '{entry}', .* data\.sources \(en, web_text\)"):
+            check_sources(config, stages)
+
+
+def test_conversations_are_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    with pytest.raises(UserError, match=r"sft\.conversations = .*no such file"):
+        sft_stages(replace(BASE, sft=SftConfig(conversations=str(path))))
+    path.touch()
+    assert sft_stages(replace(BASE, sft=SftConfig(conversations=str(path))))
+    with pytest.raises(UserError, match=r"sft\.traces = 0; give at least 1"):
+        sft_stages(replace(BASE, sft=SftConfig(traces=0)))

@@ -23,7 +23,7 @@ SAMPLES = ("data.needle.", "data.synthetic.", "data.mixture_unit", "data.mixture
 FREE = ("optim.", "schedule.", "parallel.", "train.", "checkpoint.", "data.micro_batch_size", "stages.", "sft.", "rl.")
 """Settings that a checkpoint records, so that one can see what changed on the way."""
 NEVER_FORCED = ("optim.kind",)
-PLACES = ("train.init_from", "rl.reward_model", "rl.critic.init_from")
+PLACES = ("train.init_from", "sft.conversations", "rl.reward_model", "rl.critic.init_from")
 """Not recorded: paths, which differ between equal runs."""
 
 

@@ -177,10 +177,21 @@ def read(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _instead_of_a_checkpoint(path: Path) -> str:
+    """What is there, and what to do."""
+    if not path.exists():
+        return "no such checkpoint; name a folder such as RUN/checkpoints/step_00000100"
+    if (path / "config.json").is_file() and next(path.glob("*.safetensors"), None):
+        return "a Hugging Face folder, no checkpoint; `farside import hf` makes one of it (docs/exchange.md)"
+    if found := sorted((path / "checkpoints").glob("step_*")):
+        return f"a run directory, no checkpoint; name one in it, such as {found[-1]}"
+    return f"not a checkpoint (no {MANIFEST}); name a folder such as RUN/checkpoints/step_00000100"
+
+
 def load(path: Path) -> Checkpoint:
     """Reads the JSON files and checks the list of files and their sizes; shards stay unread. Raises UserError."""
     if not (path / MANIFEST).is_file():
-        raise UserError(f"{path}: not a checkpoint (no {MANIFEST}); name a folder such as checkpoints/step_00000100")
+        raise UserError(f"{path}: {_instead_of_a_checkpoint(path)}")
     manifest = read_json(path / MANIFEST)
     step, files = _parse_manifest(path, manifest)
     try:
