@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -20,6 +21,7 @@ from farside.configs.errors import UserError
 from farside.configs.schema import Config, SourceConfig
 
 
+@cache
 def register() -> None:
     """Makes the schema known to Hydra as the base of config.yaml."""
     from hydra.core.config_store import ConfigStore

@@ -6,5 +6,5 @@ scripts="$(dirname "${BASH_SOURCE[0]}")"
 "$scripts/setup.sh"
 cd "$scripts/.."
 export OMP_NUM_THREADS=1
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder
 exec .venv/bin/python -m pytest "$@"

@@ -19,7 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked slow too")
 
 
+LONGEST = ("test_resume", "test_learns", "test_parity", "test_commands", "test_report", "test_verify", "test_verifier")
+"""Files that come first, so that no worker is left alone with one of them at the end."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if config.getoption("--all"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -1,6 +1,8 @@
 """What ``farside run`` asks of each phase, before the first begins."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +12,28 @@ import pytest
 import farside.run
 from farside.configs import compose
 from farside.configs.errors import UserError
-from farside.configs.schema import NiahConfig
+from farside.configs.schema import Config, NiahConfig
 from farside.launch.local import read_status
 from farside.run import REWARD_ALONE, Phase, arm_of, check_ahead, phases_of
 from farside.train.checkpoint.format import MANIFEST
+
+
+@cache
+def demo() -> Config:
+    return compose.compose(["experiment=demo"])
+
+
+def changed(**values: Any) -> Config:
+    """The demo's configuration with other values, by dotted key; composing costs half a second."""
+    config = deepcopy(demo())
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        section: Any = config
+        for each in sections:
+            section = getattr(section, each)
+        setattr(section, name, value)
+    return config
+
 
 WORDS = ("experiment=demo", "rl.reward_alone_steps=5", "rl.sampling_rounds=4", "rl.overoptimisation.stop=0.1")
 
@@ -56,18 +76,18 @@ def test_a_grid_that_cannot_be_drawn_is_refused_before_training(
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("key", "value", "said"),
     [
-        ("sft.task.name=adition", r"sft\.task\.name=adition: unknown task; did you mean addition\?"),
-        ("sft.task.digits=0", r"sft\.task\.digits=0: choose 1"),
-        ("sft.task.name=jsonl:absent.jsonl", "there is no file or folder 'absent.jsonl'"),
-        ("reward.prompts=0", r"reward\.prompts = 0; give at least 1"),
-        ("eval.niah.sources=[fr]", r"eval\.niah\.sources names 'fr'; data\.sources has code, en, zh"),
+        ("sft.task.name", "adition", r"sft\.task\.name=adition: unknown task; did you mean addition\?"),
+        ("sft.task.digits", 0, r"sft\.task\.digits=0: choose 1"),
+        ("sft.task.name", "jsonl:absent.jsonl", "there is no file or folder 'absent.jsonl'"),
+        ("reward.prompts", 0, r"reward\.prompts = 0; give at least 1"),
+        ("eval.niah.sources", ["fr"], r"eval\.niah\.sources names 'fr'; data\.sources has code, en, zh"),
     ],
 )
-def test_wrong_input_of_late_phases_is_seen_ahead(word: str, said: str) -> None:
+def test_wrong_input_of_late_phases_is_seen_ahead(key: str, value: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        check_ahead(compose.compose([*WORDS, word]))
+        check_ahead(changed(**{key: value}))
 
 
 def fake_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str) -> Callable[..., int]:
@@ -88,7 +108,7 @@ def fake_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str) -> 
     monkeypatch.setattr(farside.run, "run_phase", run_phase)
     monkeypatch.setattr(farside.run, "write_report", lambda folder: folder)
     launcher: Any = SimpleNamespace(directory=tmp_path, stopping=False)
-    return lambda *words: farside.run.run(compose.compose(["experiment=demo", *words]), launcher)
+    return lambda **values: farside.run.run(changed(**values), launcher)
 
 
 def test_what_a_phase_refused_can_be_changed_and_what_has_begun_not(
@@ -100,9 +120,10 @@ def test_what_a_phase_refused_can_be_changed_and_what_has_begun_not(
     assert read_status(tmp_path)["status"] == "failed"
     assert "something of it is wrong" in str(read_status(tmp_path)["cause"])
     job = fake_job(tmp_path, monkeypatch, "none")
-    for word in ("optim.lr=1.0", "sft.steps=7", "sft.task.digits=1"):
-        with pytest.raises(UserError, match=f"made with another configuration .{word.partition('=')[0]}"):
-            job(word)
-    assert job("reward.prompts=400", "rl.lr=1e-4", "rl.max_new_tokens=50") == 0
+    for key, value in {"optim.lr": 1.0, "sft.steps": 7, "sft.task.digits": 1}.items():
+        with pytest.raises(UserError, match=f"made with another configuration .{key}"):
+            job(**{key: value})
+    other = {"reward.prompts": 400, "rl.lr": 1e-4, "rl.max_new_tokens": 50}
+    assert job(**other) == 0
     with pytest.raises(UserError, match=r"made with another configuration .*rl\.lr"):
-        job("reward.prompts=400", "rl.lr=2e-4", "rl.max_new_tokens=50")
+        job(**{**other, "rl.lr": 2e-4})

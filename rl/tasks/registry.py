@@ -13,10 +13,12 @@ from farside.rl.tasks.code import CodeTask
 from farside.rl.tasks.countdown import OPERATIONS, CountdownDataset, CountdownTask
 from farside.rl.tasks.dataset import Dataset, DatasetTask, VerifiedTask
 from farside.rl.tasks.formats import FORMATS
-from farside.rl.tasks.levels import LeveledDataset
+from farside.rl.tasks.levels import leveled
+from farside.rl.tasks.own import make_own_task
 from farside.rl.tasks.problems import ProblemTask
 
-KNOWN = ("addition", "countdown", "reasoning_gym:<family>", "code:<path>", *(f"{form}:<path>" for form in FORMATS))
+OWN_FORMS = ("reasoning_gym:<family>", "python:<module>:<name>", "code:<path>")
+KNOWN = ("addition", "countdown", *OWN_FORMS, *(f"{form}:<path>" for form in FORMATS))
 
 DRAWN_ITEMS = 1_000_000_000
 """Items of a task whose items cost nothing until they are asked for."""
@@ -45,6 +47,8 @@ def make_task(config: TaskConfig) -> VerifiedTask:
     package, colon, family = config.name.partition(":")
     if package == "reasoning_gym" and colon:
         return _reasoning_gym(config, family)
+    if package == "python" and colon:
+        return make_own_task(config, family)
     if colon and package in ("code", *FORMATS):
         path, held_out = _file("name", family), _file("held_out", config.held_out) if config.held_out else None
         if package == "code":
@@ -135,7 +139,4 @@ def _reasoning_gym(config: TaskConfig, family: str) -> DatasetTask:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"sft.task.{key}={options}: reasoning-gym's {family} refuses it: {reason}") from error
 
-    if not config.levels:
-        return DatasetTask(config.name, make("options", config.options))
-    levels = [make(f"levels.{place}", config.options | level) for place, level in enumerate(config.levels)]
-    return DatasetTask(config.name, LeveledDataset(levels))
+    return DatasetTask(config.name, leveled(config, make))

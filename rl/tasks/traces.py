@@ -1,9 +1,14 @@
-"""Conversations for the supervised warm start, generated from a task's training split."""
+"""Conversations for the supervised warm start, generated from a task's training split.
+
+``python -m farside.rl.tasks.traces KEY=VALUE ...`` writes them into run.dir: for a warm start under a bare torchrun.
+"""
 
 import json
 import os
+import sys
 from pathlib import Path
 
+from farside.configs import compose
 from farside.configs.errors import UserError
 from farside.configs.schema import Config
 from farside.data.chat import TRACES
@@ -36,3 +41,20 @@ def write_traces(config: Config, directory: Path) -> Path:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(unfinished, path)
     return path
+
+
+def main(words: list[str]) -> int:
+    """Returns the exit code."""
+    try:
+        config = compose.compose(words)
+        directory = Path(config.run.dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        print(write_traces(config, directory))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

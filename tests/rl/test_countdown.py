@@ -224,7 +224,7 @@ GOLDEN = Prompt(0, "1,1,3=1?", "3-1-1", {"item": 0, "difficulty": 3})
     ("config", "hint"),
     [
         ({"numbers": 1}, "task.numbers=1: choose 2 to"),
-        ({"numbers": 3, "min_numbers": 4}, "task.min_numbers=4: choose 2 to task.numbers=3"),
+        ({"numbers": 3, "min_numbers": 4}, "task.min_numbers=4: choose 2 to sft.task.numbers=3"),
         ({"operations": "+/"}, "choose from"),
         ({"operations": ""}, "choose from"),
         ({"tries": -1}, "task.tries=-1"),

@@ -108,7 +108,7 @@ def test_loss_is_the_weighted_mean_of_both() -> None:
     """Slow twin: the policy's mean per sample plus WEIGHT times the mean over replayed tokens, over 1 + WEIGHT."""
     engine, policy, text = make_engine(0, 1), completions(0), random_batch(50, REPLAYED, 14)
     alone = engine.forward_backward([policy], rl_loss(CLIPPED), policy.weight)
-    plain = engine.forward_backward([text], lm_loss, text.weight)
+    plain = make_engine(0, 1).forward_backward([text], lm_loss, text.weight)
     seen = train(Rank(0, 1), 1)
     expected = (alone.loss.item() + WEIGHT * plain.loss.item()) / (1 + WEIGHT)
     assert seen.losses[0] == pytest.approx(expected, abs=1e-9)

@@ -325,7 +325,7 @@ def test_real_reasoning_gym_or_one_line_that_says_how_to_get_it() -> None:
         (TaskConfig(digits=0), "choose 1 to 1000"),
         (TaskConfig(digits=10**6), "choose 1 to 1000"),
         (TaskConfig(full_share=0.8, compact_share=0.3), "choose shares of at most 1 in all"),
-        (TaskConfig(digits=2, min_digits=3), r"task.min_digits=3: choose 1 to task.digits=2"),
+        (TaskConfig(digits=2, min_digits=3), r"task.min_digits=3: choose 1 to sft.task.digits=2"),
         (TaskConfig(digits=2, min_digits=0), "task.min_digits=0: choose 1"),
     ],
 )
