@@ -6,5 +6,6 @@ scripts="$(dirname "${BASH_SOURCE[0]}")"
 "$scripts/setup.sh"
 cd "$scripts/.."
 export OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE  # dozens of processes import the same files
 [ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder
 exec .venv/bin/python -m pytest "$@"

@@ -4,28 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.driver import farside, small, write_corpus
+from tests.conftest import once
+from tests.faults.driver import farside
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "en")
+def corpus(small_run: tuple[Path, list[str]]) -> Path:
+    return small_run[0]
 
 
 @pytest.fixture(scope="session")
-def words(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def words(small_run: tuple[Path, list[str]]) -> list[str]:
     """Overrides of a one-rank run of 4 steps on prepared data."""
-    root = tmp_path_factory.mktemp("cli")
-    overrides = small(corpus, root / "data")
-    done = farside(["data", "prepare", *overrides], root)
-    assert done.returncode == 0, done.stderr
-    return [*overrides, "train.steps=4", "checkpoint.every=2"]
+    return [*small_run[1], "train.steps=4", "checkpoint.every=2"]
 
 
 @pytest.fixture(scope="session")
 def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a finished run; tests leave it as it is."""
-    root = tmp_path_factory.mktemp("finished")
-    done = farside(["train", *words, "run.dir=run"], root)
-    assert done.returncode == 0, done.stderr
-    return root / "run"
+
+    def make(folder: Path) -> None:
+        done = farside(["train", *words, "run.dir=run"], folder)
+        assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "finished", make) / "run"

@@ -80,6 +80,7 @@ def test_run_directory_of_a_finished_run(finished: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_types_of_a_layout_are_checked_without_its_ranks(tmp_path: Path) -> None:
     words = ["verify", "--types", "experiment=tiny", "parallel.tp=2", "parallel.cp=16", "parallel.dp_shard=32"]
@@ -98,6 +99,7 @@ def test_types_that_do_not_fit_end_in_one_line(monkeypatch: pytest.MonkeyPatch, 
     assert "axis tp" in line
 
 
+@pytest.mark.slow
 def test_a_warm_start_keeps_the_policys_rope(finished: Path, words: list[str], tmp_path: Path) -> None:
     """A configuration that forgets how the policy was trained is refused, and nothing is trained."""
     command = ["sft", *words, "model.rope_theta=1e6", f"train.init_from={finished}", "run.dir=sft", "sft.traces=4"]

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from farside.chat import load
 from farside.train.inference.generate import generate
 from tests.faults.driver import farside, sequence
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_a_run_leaves_as_a_folder_for_transformers(finished: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # 2 s, for a test that seldom runs
+
     done = farside(["export", "hf", str(finished), "out"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"out: step 4 of {finished}\n"

@@ -1,6 +1,7 @@
 """Composition: every experiment works, and wrong input is one line that names the key and the fix."""
 
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ FOLDER = Path(next(iter(farside.configs.__path__)))
 EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"))
 
 
+@cache
+def composed(name: str) -> Config:
+    """To be left as it is."""
+    return compose.compose([f"experiment={name}"])
+
+
 def test_there_are_experiments() -> None:
     assert {"tiny", "smoke"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_into_stages(name: str) -> None:
-    config = compose.compose([f"experiment={name}"])
+    config = composed(name)
     assert isinstance(config, Config)
     assert config.run.dir == f"runs/{config.run.name}"
     assert pretrain_stages(config)
@@ -35,7 +42,7 @@ def test_every_experiment_composes_into_stages(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_resolved_configuration_comes_back(name: str, tmp_path: Path) -> None:
-    config = compose.compose([f"experiment={name}"])
+    config = composed(name)
     assert from_yaml(to_yaml(config)) == config
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml") == config

@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from farside.configs.errors import UserError
 from farside.configs.schema import DataConfig, SourceConfig, SourceKind, TokenizerConfig
+from farside.data import shards
 from farside.data.chat import SPECIAL_TOKENS
 from farside.data.indexed import IndexedTokens, IndexedWriter
 from farside.data.prepare import Prepared, prepare
@@ -281,14 +282,15 @@ def test_progress_is_said_now_and_then_without_a_terminal() -> None:
     ]
 
 
-def test_a_file_behind_a_link_is_watched(tmp_path: Path) -> None:
+def test_a_file_behind_a_link_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_RACY_NANOSECONDS", 200_000_000)
     target, folder = write_source(tmp_path / "away", DOCUMENTS), tmp_path / "source"
     folder.mkdir()
     for split in SPLITS:
         (folder / f"{split}.txt").symlink_to(target / f"{split}.txt")
         os.utime(target / f"{split}.txt", (1, 1))
     config = DataConfig(str(tmp_path / "prepared"), {"en": SourceConfig(path=str(folder))}, TokenizerConfig(400))
-    time.sleep(2.1)  # until the files count as settled and the plan is kept
+    time.sleep(0.3)  # until the files count as settled and the plan is kept
     before = prepare(config)
     assert list((tmp_path / "prepared").rglob("plans/*.json")), "the plan is kept"
     write_source(target, {**DOCUMENTS, "train": ["Another text altogether."]})

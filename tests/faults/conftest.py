@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.driver import farside, small, write_corpus
+from tests.faults.driver import farside
 
 STEPS = 60
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def words(small_run: tuple[Path, list[str]]) -> list[str]:
     """Overrides of a small run on prepared data."""
-    root = tmp_path_factory.mktemp("faults")
-    overrides = small(write_corpus(root / "en"), root / "data")
-    done = farside(["data", "prepare", *overrides], root)
-    assert done.returncode == 0, done.stderr
-    return overrides
+    return small_run[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A run that is killed and stopped again and again equals one that never was, bit for bit."""
+"""A run that is killed again and again equals one that never was, bit for bit."""
 
 import random
 import signal
@@ -17,9 +17,8 @@ def assert_equal(run: Path, reference: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_killed_and_stopped_run_equals_an_uninterrupted_one(
-    tmp_path: Path, two_ranks: list[str], reference: Path
-) -> None:
+def test_killed_run_equals_an_uninterrupted_one(tmp_path: Path, two_ranks: list[str], reference: Path) -> None:
+    """A rank, then the launcher alone. Stops: test_signals.py, and more of both with --all."""
     run, moments = tmp_path / "run", random.Random(0)
 
     victim = moments.randrange(2)
@@ -38,19 +37,9 @@ def test_killed_and_stopped_run_equals_an_uninterrupted_one(
         assert job.gone(), "orphans of a killed launcher"
     assert farside(["status", "run"], tmp_path).stdout.split()[:2] == ["status", "killed"]
 
-    with Job(two_ranks, tmp_path) as job:
-        job.until(lambda: last_step(run) >= moments.randrange(30, 36))
-        job.signal(signal.SIGTERM)
-        assert job.wait() == 0, job.said()
-        assert job.gone()
-    stopped = status(run)
-    assert stopped["status"] == "stopped"
-    assert last_step(run) == stopped["step"] < STEPS
-    assert (run / "checkpoints" / f"step_{stopped['step']:08d}").is_dir()
-
     done = farside(two_ranks, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"resumed at step {stopped['step']}" in done.stdout
+    assert "resumed at step " in done.stdout
     assert_equal(run, reference)
 
 

@@ -19,7 +19,7 @@ MATRIX = cover()
 
 @pytest.mark.parametrize("cell", SHORT, ids=lambda cell: cell.name)
 def test_layout_equals_one_process(ranks: RankPool, cell: Cell) -> None:
-    errors(cell, ranks.run(train, cell.ranks, cell)).assert_within(**FP64)
+    errors(cell, ranks.run(train, cell.ranks, cell, 2)).assert_within(**FP64)
 
 
 def test_the_matrix_is_what_it_says() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,23 @@ from farside.report.sweep import write_sweep_report
 from tests.report.test_report import PNG, Page, change_json
 
 
+@cache
+def configurations() -> tuple[str, str]:
+    """Composing costs half a second."""
+    changed = ["optim.lr=0.125", "run.name=else", "+stages.0.rope_theta=777"]
+    one, other = (compose.compose(["experiment=demo", *words]) for words in ([], changed))
+    return compose.to_yaml(one), compose.to_yaml(other)
+
+
 @pytest.fixture
 def pair(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Two finished runs that differ in a learning rate and what came of it; figures are composed, not rendered."""
     monkeypatch.setattr(plots, "_png", lambda figure: PNG)
     monkeypatch.setattr(plots, "grids", lambda results: PNG)
     other = run_dir.parent / "other"
-    (run_dir / "config.yaml").write_text(compose.to_yaml(compose.compose(["experiment=demo"])))
+    (run_dir / "config.yaml").write_text(configurations()[0])
     shutil.copytree(run_dir, other)
-    changed = compose.compose(["experiment=demo", "optim.lr=0.125", "run.name=else", "+stages.0.rope_theta=777"])
-    (other / "config.yaml").write_text(compose.to_yaml(changed))
+    (other / "config.yaml").write_text(configurations()[1])
     change_json(other / "rl" / "summary.json", held_out_accuracy_after=0.775)
     change_json(other / "pretrain" / "summary.json", validation_loss={"en": 2.5})
     shutil.rmtree(other / "eval" / "after_rl")

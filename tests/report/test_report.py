@@ -65,7 +65,7 @@ def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_finished_run_tells_the_whole_story(run_dir: Path) -> None:
+def test_finished_run_tells_the_whole_story_and_needs_nothing_else(run_dir: Path) -> None:
     page = page_of(run_dir)
     for expected in (
         "farside run experiment=demo",
@@ -97,10 +97,6 @@ def test_finished_run_tells_the_whole_story(run_dir: Path) -> None:
     assert "not run yet" not in page.text.lower()
     assert page.tags.count("img") == 8
     assert "script" not in page.tags
-
-
-def test_page_needs_nothing_else(run_dir: Path) -> None:
-    page = page_of(run_dir)
     assert page.links
     for link in page.links:
         assert link.startswith(("#", "data:image/png;base64,"))

@@ -345,11 +345,12 @@ def test_a_step_of_addition_takes_no_time() -> None:
     prompts = [task.prompt("train", i) for i in range(32)]
     items = [(prompt, task.trace(prompt, seed)) for prompt in prompts for seed in range(8)]
     with VerifierPool(TaskConfig(digits=3), 5.0) as pool:
-        start = time.perf_counter()
+        start = time.process_time()
         verdicts = pool.verify(items)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
+        assert pool._children == [None], "cheap verdicts need no process"
     assert all(verdict.mark is Mark.correct for verdict in verdicts)
-    assert seconds < 0.05
+    assert seconds < 0.1
 
 
 def test_the_child_imports_no_torch() -> None:

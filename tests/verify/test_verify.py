@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from farside.configs.compose import compose
-from farside.configs.schema import Dtype
+from farside.configs.schema import Config, Dtype
 from farside.parallel.mesh import ParallelDims
 from farside.train.verify.check import Verdict, record, verify
 from farside.train.verify.compare import BOUNDS, Differences
@@ -19,15 +19,14 @@ TINY = ("experiment=tiny", "parallel.dp_shard=1", "train.dtype=float64")
 Plant = Callable[[], AbstractContextManager[Any]]
 
 
-def check(place: Rank, words: list[str], plant: Plant) -> Verdict:
-    config = compose([*TINY, *words])
+def check(place: Rank, config: Config, plant: Plant) -> Verdict:
     mesh = ParallelDims.resolve(config.parallel, place.world_size).build("cpu")
     with plant():
         return verify(config, mesh, torch.device("cpu"))
 
 
 def verdict(ranks: RankPool, size: int, words: str, plant: Plant = nullcontext) -> Verdict:
-    results = ranks.run(check, size, words.split(), plant)
+    results = ranks.run(check, size, compose([*TINY, *words.split()]), plant)
     assert len({result.line for result in results}) == 1, "ranks disagree on the verdict"
     return results[0]
 
@@ -41,8 +40,12 @@ RIGHT = {
 }
 
 
+SHORT = ("cp", "pp")
+"""The rest runs with --all; the parity cover has such layouts in the normal tests."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("tp", "replicas") else []) for name in RIGHT]
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in RIGHT]
 )
 def test_right_layouts_agree(ranks: RankPool, name: str) -> None:
     found = verdict(ranks, *RIGHT[name])
