@@ -52,7 +52,8 @@ class Source:
             empty.discard(split)
             yield split, document
         if empty:
-            raise UserError(f"{self.key}: no document for {min(empty)}; give more text or other shares")
+            hint = " (lines that hold a form feed part them)" if self.config.kind is SourceKind.text else ""
+            raise UserError(f"{self.key}: no document for {min(empty)}; give more documents{hint} or other shares")
 
     def _stream(self) -> Iterator[tuple[str, str]]:
         config = self.config

@@ -1,6 +1,8 @@
 """A task in Python of one's own: ``sft.task.name=python:MODULE:NAME``, where NAME(**options) makes a ``Dataset``."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,8 @@ def make_own_task(config: TaskConfig, named: str) -> OwnTask:
     """
     where = f"sft.task.name={config.name}"
     module, _, name = named.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # last: nothing there takes the place of an installed module
     try:
         maker = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

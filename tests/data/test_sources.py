@@ -229,7 +229,7 @@ def test_missing_files_name_the_key(tmp_path: Path, kind: SourceKind) -> None:
 
 def test_a_split_without_documents_is_named(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:1])
-    with pytest.raises(UserError, match=r"no document for .*; give more text or other shares"):
+    with pytest.raises(UserError, match=r"no document for .*; give more documents.* or other shares"):
         read_source("s", SourceConfig(kind=SourceKind.jsonl, path=str(path)))
 
 

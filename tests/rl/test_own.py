@@ -1,6 +1,8 @@
 """A task in Python of one's own: the example of docs/own.md, and what is said of mistakes."""
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         EXAMPLE + "\nclass Bare(list):\n    pass\n\n\nclass None_(Reverse):\n    def __len__(self):\n        return 0\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "words", raising=False)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "words", raising=False)
+    importlib.invalidate_caches()
 
 
 def own(name: str, **more: object) -> TaskConfig:
