@@ -35,7 +35,7 @@ def tensors(ran: Ran, step: int) -> list[str]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "layout", [name if name in ("dp_shard", "cp") else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+    "layout", [name if name == "dp_shard" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 @pytest.mark.parametrize("factor", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_all_ranks_skip_the_same_step(ranks: RankPool, tmp_path: Path, layout: str, factor: float) -> None:
