@@ -163,7 +163,11 @@ def find(path: Path) -> Path:
         if (checkpoint := newest(run)) is not None:
             return checkpoint
     points = sorted(point.parent for point in path.glob("*/point.json"))
-    hint = f"it is a sweep: name one of its runs, such as {points[0]}" if points else "train first, or name another"
+    hint = "train first, or name another"
+    if points:
+        hint = f"it is a sweep: name one of its runs, such as {points[0]}"
+    elif checkpoint_format.is_hugging_face(path):
+        hint = "it is a Hugging Face folder: `farside import hf` makes one of it (docs/exchange.md)"
     raise UserError(f"{path}: no checkpoint there; {hint}")
 
 

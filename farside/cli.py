@@ -78,6 +78,9 @@ def main() -> None:
         fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # as in `farside status RUN | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
+        code = 0
     sys.exit(code)
 
 

@@ -22,6 +22,8 @@ def run(command: str, words: list[str]) -> int:
     commands: dict[str, Callable[[list[Path]], None]] = {"report": report, "status": status, "stop": stop}
     try:
         commands[command]([Path(word) for word in words])
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     return 0

@@ -1,14 +1,19 @@
 """`farside status` and `farside stop` on directories that no job works in."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from farside.chat import find
 from farside.configs.errors import UserError
 from farside.launch import directories
 from farside.launch.local import read_status
 from farside.train import metrics
+from farside.train.checkpoint.format import load
 from farside.train.metrics import hold_directory, is_held, write_status
+from tests.faults.driver import environment
 
 
 def test_only_a_run_can_be_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +27,27 @@ def test_only_a_run_can_be_stopped(tmp_path: Path, capsys: pytest.CaptureFixture
     assert directories.run("stop", [str(tmp_path)]) == 0
     assert "asked to stop" in capsys.readouterr().out
     assert (tmp_path / "stop").exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    write_status(tmp_path, "finished")
+    command = f"{sys.executable} -u -m farside.cli status {tmp_path} | true; echo ${{PIPESTATUS[0]}}"
+    for _ in range(2):
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment(), timeout=30)
+        assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_what_is_no_checkpoint_is_told_by_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").touch()
+    for look in (load, find):
+        with pytest.raises(UserError, match=r"Hugging Face folder.*farside import hf"):
+            look(tmp_path)
+    (tmp_path / "run" / "checkpoints" / "step_00000002").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"a run directory, no checkpoint; name one in it, such as .*step_00000002"):
+        load(tmp_path / "run")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff"])

@@ -177,11 +177,16 @@ def read(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def is_hugging_face(path: Path) -> bool:
+    """Whether this looks like a model's folder of transformers."""
+    return (path / "config.json").is_file() and next(path.glob("*.safetensors"), None) is not None
+
+
 def _instead_of_a_checkpoint(path: Path) -> str:
     """What is there, and what to do."""
     if not path.exists():
         return "no such checkpoint; name a folder such as RUN/checkpoints/step_00000100"
-    if (path / "config.json").is_file() and next(path.glob("*.safetensors"), None):
+    if is_hugging_face(path):
         return "a Hugging Face folder, no checkpoint; `farside import hf` makes one of it (docs/exchange.md)"
     if found := sorted((path / "checkpoints").glob("step_*")):
         return f"a run directory, no checkpoint; name one in it, such as {found[-1]}"
