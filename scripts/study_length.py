@@ -3,7 +3,8 @@
 python scripts/study_length.py [SEED ...]     # lines of runs/length/results.jsonl; what is there already is left out
 
 Sums of one to three digits. The warm start shows every column once, twice or three times over: once is enough. Then
-equal runs of RL, without the length reward and with it at several settings (ARMS). Lengths are tokens of greedy answers to held-out problems.
+equal runs of RL, without the length reward and with it at several settings (ARMS). Lengths are tokens of greedy
+answers to held-out problems.
 """
 
 import json
