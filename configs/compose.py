@@ -306,7 +306,7 @@ def explain(error: Exception) -> str:
     if re.match(r"(data|sft|rl\.replay)\.mixture\.[^.]+$|stages\.\d+\.mixture\.", full_key) and "truct" in text:
         return f"{full_key}: not there yet; a new entry begins with +, such as +{full_key}=0.5, and 0 leaves one out"
     if re.match(r"stages\[", full_key) and "not a subclass" in text:
-        return f"{full_key}: there is no such stage; write stages as a whole, in an experiment's file (docs/run.md)"
+        return f"{full_key}: there is no such stage; write stages as a whole, in an experiment's file (docs/own.md)"
     unknown = re.search(r"is not in struct|not in '|Could not override|Key '.*' not in", text + str(error))
     if unknown and full_key and full_key not in keys():
         siblings = [key for key in keys() if key.count(".") == full_key.count(".")]
