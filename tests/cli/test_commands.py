@@ -108,3 +108,26 @@ def test_a_warm_start_keeps_the_policys_rope(finished: Path, words: list[str], t
     assert "was trained with Rope(theta=10000.0" in said.stderr
     assert "the configuration says Rope(theta=1000000.0" in said.stderr
     assert not (tmp_path / "sft" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_warm_start_goes_on_with_the_conversations_it_began_with(
+    finished: Path, words: list[str], tmp_path: Path
+) -> None:
+    line = '{"question": "1+1=?", "response": "<think></think>2<|end|>"}\n'
+    (tmp_path / "mine.jsonl").write_text(line)
+    command = ["sft", *words, f"train.init_from={finished}/checkpoints/step_00000004", "run.dir=run"]
+    command += ["sft.conversations=mine.jsonl", "sft.seq_len=64", "sft.global_batch_size=2", "sft.micro_batch_size=2"]
+    done = farside([*command, "sft.steps=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run" / "traces.jsonl").exists()
+    (tmp_path / "mine.jsonl").write_text(2 * line)
+    refused = farside([*command, "sft.steps=4"], tmp_path)
+    assert refused.returncode == 2
+    assert "this run began otherwise (sft.conversations: " in refused.stderr
+    (tmp_path / "mine.jsonl").rename(tmp_path / "other.jsonl")  # where it lies is free
+    (tmp_path / "other.jsonl").write_text(line)
+    command = [word.replace("mine.jsonl", "other.jsonl") for word in command]
+    done = farside([*command, "sft.steps=4"], tmp_path)
+    assert done.returncode == 0, done.stderr
